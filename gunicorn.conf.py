@@ -1,0 +1,47 @@
+"""gunicorn's settings, each with its reason. The relay's own are in the environment: see server/settings.py."""
+
+from pathlib import Path
+
+from server.settings import load_or_exit
+from server.telemetry import log_config
+
+settings = load_or_exit()
+
+wsgi_app = "server:create_app()"
+worker_class = "server.worker.Worker"
+
+# BIND. Behind nginx a loopback address is right.
+bind = settings.bind
+
+# WEB_CONCURRENCY. The journal is in each worker's memory, and a conversation's link belongs to one worker.
+workers = settings.web_concurrency
+
+# Connections that one worker holds. Each turn has a client, and others may look in; MAX_TURNS is what refuses politely.
+worker_connections = 2 * settings.max_turns + 100
+
+# Waiting connections while a worker is busy setting up many streams at once.
+backlog = 2048
+
+# A worker whose hub is blocked for so long is killed. Streams do not count: the hub runs on while they wait.
+timeout = 30
+
+# After TERM or HUP a worker stays until its turns have ended: longer than any turn may take (GATEWAY_TIMEOUT).
+graceful_timeout = int(settings.gateway_timeout) + 15
+
+# An idle connection is kept for a proxy's next request, but a stopping worker waits for it: no longer than this.
+keepalive = 5
+
+# Each worker loads the app itself: the worker class patches the standard library first, which a preload would precede.
+preload_app = False
+
+# Heartbeats are written to a file twice a minute and more: in memory, not on a disk that may be slow.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+# gunicorn 25 and later open a control socket in the home folder, which no one here uses.
+control_socket_disable = True
+
+# One line a request, through the relay's own formatter. A stream's line comes when it ends.
+accesslog = "-" if settings.log_level == "DEBUG" else None
+access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
+logconfig_dict = log_config(settings)
+loglevel = settings.log_level.lower()

@@ -1,0 +1,27 @@
+"""Streams a Genesys Cloud LLM gateway's answers as Server-Sent Events, and mirrors them into the transcript.
+
+Nothing is imported up here: gunicorn.conf.py reads `server.settings` in the master process, before the worker has
+patched the standard library, and `requests` must not be imported before that.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from .settings import Settings
+
+
+def create_app(settings: "Settings | None" = None) -> "Flask":
+    """The relay as an app of its own; without `settings`, those of the environment.
+
+    A setting that cannot be right ends the process with one line.
+    """
+    from flask import Flask  # noqa: PLC0415 - see above
+
+    from .relay import Relay  # noqa: PLC0415
+    from .settings import load_or_exit  # noqa: PLC0415
+
+    app = Flask(__name__, static_folder=None)
+    Relay(settings or load_or_exit()).init_app(app)
+    return app

@@ -1,0 +1,144 @@
+"""Gateway bytes in, deltas out. No I/O.
+
+The wire is OpenAI's chat.completion.chunk, a JSON object a line, as `data: {...}` (Server-Sent Events, one line each)
+or bare (NDJSON), ended by `data: [DONE]`. Gateways differ: see `tests/test_chunks.py` for all that is read.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import orjson
+
+from .errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
+
+MAX_LINE = 1024 * 1024  # bytes; a longer line is no chunk of an answer
+HIGH_SURROGATES = range(0xD800, 0xDC00)
+
+
+class Delta(NamedTuple):
+    """A piece of the answer: some text, or the reason why it ended, or what it used."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+class ChunkReader:
+    """Reads one answer.
+
+    `feed` takes the bytes as they arrive, cut anywhere; `end` tells that no more will come. `done` is set once [DONE]
+    was read: what follows is none of the answer's.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self.finished = False
+        self._rest = b""
+        self._half = ""
+
+    def feed(self, data: bytes) -> list[Delta]:
+        """Returns the deltas that `data` completes, in order.
+
+        Raises AnswerMalformed for a line that is no chunk, AnswerFailed or RateLimited for an error that the gateway
+        reports in mid-stream. Deltas of the same `data` in front of such a line are in the exception's `deltas`.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE:
+            raise AnswerMalformed(detail=f"a line longer than {MAX_LINE} bytes")
+        deltas: list[Delta] = []
+        for line in lines:
+            try:
+                self._read(line, deltas)
+            except (AnswerMalformed, AnswerFailed, RateLimited) as error:
+                raise Broken(deltas, error) from None
+            if self.done:
+                self._rest = b""
+                break
+        return deltas
+
+    def end(self) -> list[Delta]:
+        """The body has ended: returns what its last line, left without a line end, completes.
+
+        Raises AnswerCut when neither [DONE] nor a finish_reason was there.
+        """
+        deltas = [] if self.done else self.feed(b"\n")
+        if not self.done and not self.finished:
+            raise Broken(deltas, AnswerCut(detail="the body ended without finish_reason and [DONE]"))
+        return deltas
+
+    def _read(self, line: bytes, deltas: list[Delta]) -> None:
+        line = line.strip()
+        if line.startswith(b"data:"):
+            line = line[5:].lstrip()
+        elif not line.startswith(b"{"):
+            if not line or line.startswith((b":", b"event:", b"id:", b"retry:")):
+                return  # SSE's other lines carry nothing of the answer
+            raise AnswerMalformed(detail="a line that is neither SSE nor JSON")
+        if line == b"[DONE]":
+            self.done = True
+            return
+        if not line:
+            return
+        try:
+            self._chunk(orjson.loads(line), deltas)
+        except orjson.JSONDecodeError:
+            self._chunk(parse_leniently(line), deltas, halves=True)
+
+    def _chunk(self, chunk: Any, deltas: list[Delta], halves: bool = False) -> None:
+        try:
+            if error := chunk.get("error"):
+                raise reported(error)
+            choices = chunk.get("choices")
+            if choices:
+                choice = choices[0]
+                piece = choice.get("delta") or choice.get("message") or {}
+                text = piece.get("content")
+                if text:
+                    if type(text) is not str:
+                        raise TypeError
+                    if halves or self._half:
+                        text = self._join_halves(text)
+                    if text:
+                        deltas.append(Delta(text))
+                if reason := choice.get("finish_reason"):
+                    self.finished = True
+                    deltas.append(Delta(finish_reason=str(reason)))
+            if usage := chunk.get("usage"):
+                deltas.append(Delta(usage=dict(usage)))
+        except (AttributeError, TypeError, KeyError, ValueError):
+            raise AnswerMalformed(detail="JSON that is no chat.completion.chunk") from None
+
+    def _join_halves(self, text: str) -> str:
+        """Keeps half a surrogate pair at the end of a chunk for the next one, where its other half is."""
+        text = self._half + text
+        self._half = text[-1] if ord(text[-1]) in HIGH_SURROGATES else ""
+        return mend(text[: -1 if self._half else None])
+
+
+class Broken(Exception):
+    """An answer that breaks off: the deltas that came before, and why."""
+
+    def __init__(self, deltas: list[Delta], reason: AnswerMalformed | AnswerFailed | AnswerCut | RateLimited) -> None:
+        super().__init__(reason.code)
+        self.deltas = deltas
+        self.reason = reason
+
+
+def parse_leniently(line: bytes) -> Any:
+    """JSON with half a surrogate pair, which RFC 8259 (8.2) allows, some gateways send and orjson refuses."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise AnswerMalformed(detail="a line that is not JSON") from None
+
+
+def mend(text: str) -> str:
+    """Joins surrogate pairs; a half that stays alone becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def reported(error: Any) -> AnswerFailed | RateLimited:
+    """The gateway's own report. Its message may quote the prompt, so only code and type are kept."""
+    code, kind = (error.get("code"), error.get("type")) if isinstance(error, dict) else (None, None)
+    detail = f"error object, code={str(code)[:40]!r} type={str(kind)[:40]!r}"
+    return RateLimited(detail=detail) if str(code) == "429" else AnswerFailed(detail=detail)

@@ -1,0 +1,61 @@
+"""The connection of one who follows: noticing that it is gone, and ending it.
+
+A server learns of a client that left only when a write fails, which between two tokens can take long; gunicorn hands
+out the socket, and the event loop sees the hang-up at once.
+"""
+
+import select
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from gevent import get_hub, monkey
+
+HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+READ = 1  # libev's EV_READ
+# Milliseconds that data may stay unacknowledged until the kernel gives up (RFC 5482): a phone out of reach hangs up never.
+USER_TIMEOUT_MS = 30_000
+
+poll = monkey.get_original("select", "poll")
+
+
+class Client:
+    """The other end of a response; without gunicorn's socket (another server, a test) it is never seen to leave."""
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        self._socket: socket.socket | None = environ.get("gunicorn.socket")
+        self._watcher: Any = None
+        if self._socket is not None and self._socket.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Calls `on_gone`, in the hub, when the client hangs up. A half-closed connection counts as hung up:
+        a proxy whose own client has left looks the same."""
+        if self._socket is not None and self._socket.fileno() >= 0:
+            self._watcher = get_hub().loop.io(self._socket.fileno(), READ)
+            self._watcher.start(self._look, on_gone)
+
+    def forget(self) -> None:
+        """Ends the watch; must be called before the socket is closed."""
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+    def hang_up(self) -> None:
+        """Ends the connection; a write that waits for the client fails at once."""
+        if self._socket is not None:
+            with suppress(OSError):  # it may be gone already, which is what is wanted
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _look(self, on_gone: Callable[[], None]) -> None:
+        if self._socket is None or self._socket.fileno() < 0:
+            return
+        poller = poll()
+        poller.register(self._socket.fileno(), HANG_UP)
+        gone = bool(poller.poll(0))
+        # Either way the watch is over: data that no one reads (a pipelined request) would keep it firing.
+        self.forget()
+        if gone:
+            on_gone()

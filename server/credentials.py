@@ -1,0 +1,164 @@
+"""The process's one access token: cached, fetched once for all who wait, renewed before it ends.
+
+OAuth 2.0 client credentials (RFC 6749, 4.4).
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from random import random
+from typing import NamedTuple
+
+import gevent
+import orjson
+import requests
+from gevent.event import AsyncResult
+from urllib3.exceptions import HTTPError
+
+from .backoff import MAX_RETRY_AFTER, full_jitter, retry_after
+from .errors import CredentialsError, CredentialsRejected, CredentialsUnavailable
+from .telemetry import hide
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of the answer
+WHOLE_TIMEOUT = 20.0  # seconds for one try
+TRIES = 3
+AHEAD = 60.0  # seconds before its end that a token is renewed, or a tenth of its life when that is shorter
+DEFAULT_LIFE = 300.0  # seconds; for an answer without expires_in
+MAX_ANSWER = 64 * 1024  # bytes
+LEAST_WAIT = 0.5  # seconds between two renewals, whatever life a token is said to have
+RENEW_AGAIN = 5.0  # seconds after a renewal ahead of time that failed; the old token still works
+CORRELATION = "ININ-Correlation-Id"  # Genesys support asks for it
+
+
+class Token(NamedTuple):
+    value: str
+    ends: float  # seconds of the monotonic clock
+
+    def __repr__(self) -> str:
+        return "Token([hidden])"
+
+
+class Credentials:
+    """Hands out access tokens. Greenlets only: the first that needs a token makes all others wait for its call."""
+
+    def __init__(self, url: str, client_id: str, client_secret: str, scope: str) -> None:
+        self._url = url
+        self._form = {
+            "grant_type": "client_credentials",
+            "client_id": client_id,
+            "client_secret": client_secret,
+            "scope": scope,
+        }
+        self._session = requests.Session()
+        self._token: Token | None = None
+        self._fetching: AsyncResult[str] | None = None
+        self._renewal: gevent.Greenlet[..., None] | None = None
+
+    def token(self) -> str:
+        """A token that is good now. Waits only while there is none.
+
+        Raises CredentialsRejected or CredentialsUnavailable.
+        """
+        token = self._token
+        if token is not None and time.monotonic() < token.ends:
+            return token.value
+        return self._fetch_once()
+
+    def renew(self, refused: str) -> str:
+        """Another token than `refused`, which the platform has answered with 401. Raises as `token` does."""
+        if self._token is not None and self._token.value == refused:
+            self._token = None
+        return self.token()
+
+    def close(self) -> None:
+        gevent.kill(self._renewal, block=False) if self._renewal else None
+        self._session.close()
+
+    def _fetch_once(self) -> str:
+        # A greenlet of its own makes the call: who asked first may be cancelled, and the others still get the token.
+        if self._fetching is None:
+            self._fetching = AsyncResult()
+            gevent.spawn(self._fetch_for_all, self._fetching)
+        token: str = self._fetching.get()
+        return token
+
+    def _fetch_for_all(self, waiting: "AsyncResult[str]") -> None:
+        try:
+            token = self._fetch()
+            self._accept(token)
+            waiting.set(token.value)
+        except CredentialsError as error:
+            log.error("no access token", extra={"code": error.code, "detail": error.detail})  # noqa: TRY400
+            waiting.set_exception(error)
+        except Exception as error:
+            log.exception("no access token")
+            waiting.set_exception(CredentialsUnavailable(detail=type(error).__name__))
+        finally:
+            self._fetching = None
+
+    def _accept(self, token: Token) -> None:
+        hide(token.value)
+        self._token = token
+        if self._renewal is None or self._renewal.dead:
+            self._renewal = gevent.spawn(self._keep_fresh)
+
+    def _keep_fresh(self) -> None:
+        """Renews each token ahead of its end, so that no request waits for it."""
+        while (token := self._token) is not None:
+            life = token.ends - time.monotonic()
+            gevent.sleep(max(life - min(AHEAD, life / 10), LEAST_WAIT))
+            if self._token is not token:
+                continue
+            try:
+                self._accept(self._fetch())
+            except CredentialsError as error:
+                log.warning("access token not renewed", extra={"code": error.code, "detail": error.detail})
+                gevent.sleep(RENEW_AGAIN)
+                if time.monotonic() >= token.ends:
+                    return  # the next request fetches, and starts this again
+
+    def _fetch(self) -> Token:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._ask()
+            except CredentialsUnavailable as error:
+                if attempt == TRIES or (error.retry_after or 0) > MAX_RETRY_AFTER:
+                    raise
+                gevent.sleep(full_jitter(attempt, random) if error.retry_after is None else error.retry_after)
+        raise AssertionError
+
+    def _ask(self) -> Token:
+        late = CredentialsUnavailable(detail=f"no answer within {WHOLE_TIMEOUT:.0f} s")
+        try:
+            with (
+                gevent.Timeout(WHOLE_TIMEOUT, late),
+                self._session.post(
+                    self._url, data=self._form, timeout=TIMEOUT, allow_redirects=False, stream=True
+                ) as response,
+            ):
+                body = response.raw.read(MAX_ANSWER, decode_content=True)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            # Only the class: texts of these exceptions may quote the request.
+            raise CredentialsUnavailable(detail=type(error).__name__) from None
+        return read_answer(response, body, time.monotonic)
+
+
+def read_answer(response: requests.Response, body: bytes, clock: Callable[[], float]) -> Token:
+    """The token of an answer (RFC 6749, 5.1). Raises CredentialsRejected or CredentialsUnavailable."""
+    status = response.status_code
+    detail = f"status={status} correlation={response.headers.get(CORRELATION, '')}"
+    if status == 429 or status >= 500:
+        wait = retry_after(response.headers.get("Retry-After"), time.time())
+        raise CredentialsUnavailable(detail=detail, retry_after=wait)
+    if status != 200:
+        raise CredentialsRejected(detail=detail)
+    try:
+        answer = orjson.loads(body)
+        value, life = answer["access_token"], float(answer.get("expires_in") or DEFAULT_LIFE)
+    except (ValueError, TypeError, KeyError):
+        raise CredentialsRejected(detail=detail + " the answer holds no access token") from None
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
+        raise CredentialsRejected(detail=detail + " the answer holds no usable access token")
+    return Token(value, clock() + life)

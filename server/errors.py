@@ -1,0 +1,201 @@
+"""Every failure that a caller can meet.
+
+    RelayError
+    ├── BadRequest                 400 bad_request
+    │   ├── InvalidJson            400 invalid_json
+    │   ├── ConversationRequired   400 conversation_required
+    │   ├── BodyTooLarge           413 body_too_large
+    │   ├── PromptTooLong          413 prompt_too_long
+    │   └── UnsupportedMediaType   415 unsupported_media_type
+    ├── NotFound                   404 not_found
+    ├── MethodNotAllowed           405 method_not_allowed
+    ├── TooManyTurns               503 too_many_turns
+    ├── Draining                   503 draining
+    ├── InternalError              500 internal_error
+    ├── TurnTimedOut               504 turn_timed_out
+    ├── CredentialsError
+    │   ├── CredentialsRejected    502 credentials_rejected
+    │   └── CredentialsUnavailable 503 credentials_unavailable
+    └── GatewayError
+        ├── GatewayRejected        502 gateway_rejected
+        ├── GatewayForbidden       502 gateway_forbidden
+        ├── GatewayUnauthorized    502 gateway_unauthorized
+        ├── RateLimited            503 rate_limited
+        ├── GatewayUnavailable     503 gateway_unavailable
+        ├── GatewayStalled         504 gateway_stalled
+        ├── AnswerCut              502 answer_cut
+        ├── AnswerMalformed        502 answer_malformed
+        ├── AnswerFailed           502 answer_failed
+        └── AnswerTooLong          502 answer_too_long
+
+Each class carries `code` and `status`; `sentence` says what happened and what to do. Sentences never hold a secret or a
+prompt. `detail` is for the log alone: statuses, correlation ids and names of exception classes.
+"""
+
+
+class RelayError(Exception):
+    code = "internal_error"
+    status = 500
+    sentence = "Something went wrong in the relay. Try again; if it happens again, tell the operator the time."
+
+    def __init__(self, sentence: str | None = None, *, detail: str = "", retry_after: float | None = None) -> None:
+        """`retry_after` is in seconds: when it makes sense to come back."""
+        super().__init__(sentence or self.sentence)
+        self.sentence = sentence or self.sentence
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class BadRequest(RelayError):
+    code = "bad_request"
+    status = 400
+    sentence = "The request cannot be understood."
+
+
+class InvalidJson(BadRequest):
+    code = "invalid_json"
+    sentence = "The body is not valid JSON in UTF-8."
+
+
+class ConversationRequired(BadRequest):
+    code = "conversation_required"
+    sentence = (
+        "Say which conversation this belongs to: send `conversationId`, or set DEFAULT_CONVERSATION_ID on the server."
+    )
+
+
+class BodyTooLarge(BadRequest):
+    code = "body_too_large"
+    status = 413
+    sentence = "The body is larger than this server accepts (MAX_BODY_BYTES). Send a shorter prompt."
+
+
+class PromptTooLong(BadRequest):
+    code = "prompt_too_long"
+    status = 413
+    sentence = "The prompt is too long."
+
+
+class UnsupportedMediaType(BadRequest):
+    code = "unsupported_media_type"
+    status = 415
+    sentence = "Send the body as JSON, with the header `Content-Type: application/json`."
+
+
+class NotFound(RelayError):
+    code = "not_found"
+    status = 404
+    sentence = "There is nothing at this address."
+
+
+class MethodNotAllowed(RelayError):
+    code = "method_not_allowed"
+    status = 405
+    sentence = "This address does not take that method."
+
+
+class TooManyTurns(RelayError):
+    code = "too_many_turns"
+    status = 503
+    sentence = "The server is busy with as many answers as it can hold (MAX_TURNS). Try again in a moment."
+
+
+class Draining(RelayError):
+    code = "draining"
+    status = 503
+    sentence = "This worker is stopping. Try again at once: another one takes over."
+
+
+class InternalError(RelayError):
+    pass
+
+
+class TurnTimedOut(RelayError):
+    code = "turn_timed_out"
+    status = 504
+    sentence = "The answer was not finished within the time limit (GATEWAY_TIMEOUT). Ask for a shorter answer."
+
+
+class CredentialsError(RelayError):
+    """No access token could be had."""
+
+
+class CredentialsRejected(CredentialsError):
+    code = "credentials_rejected"
+    status = 502
+    sentence = (
+        "Genesys Cloud refused this server's OAuth client. "
+        "Check OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET, OAUTH_SCOPE and GENESYS_OAUTH_URL."
+    )
+
+
+class CredentialsUnavailable(CredentialsError):
+    code = "credentials_unavailable"
+    status = 503
+    sentence = "Genesys Cloud's login could not be reached. Try again in a moment."
+
+
+class GatewayError(RelayError):
+    """The gateway gave no answer, or not a whole one."""
+
+
+class GatewayRejected(GatewayError):
+    code = "gateway_rejected"
+    status = 502
+    sentence = "The gateway refused the request. Check GENESYS_GATEWAY_URL, GATEWAY_MODEL and what was asked."
+
+
+class GatewayForbidden(GatewayError):
+    code = "gateway_forbidden"
+    status = 502
+    sentence = "This server's OAuth client may not use the gateway. Give it the scope ai:llm:gateway (OAUTH_SCOPE)."
+
+
+class GatewayUnauthorized(GatewayError):
+    code = "gateway_unauthorized"
+    status = 502
+    sentence = (
+        "The gateway refused this server's access token, a fresh one too. Check the OAuth client or GATEWAY_API_KEY."
+    )
+
+
+class RateLimited(GatewayError):
+    code = "rate_limited"
+    status = 503
+    sentence = "The gateway is busy and asks to slow down. Try again later."
+
+
+class GatewayUnavailable(GatewayError):
+    code = "gateway_unavailable"
+    status = 503
+    sentence = "The gateway could not be reached or is out of order. Try again in a moment."
+
+
+class GatewayStalled(GatewayError):
+    code = "gateway_stalled"
+    status = 504
+    sentence = "The gateway stopped sending (GATEWAY_IDLE_TIMEOUT). Ask again."
+
+
+class AnswerCut(GatewayError):
+    code = "answer_cut"
+    status = 502
+    sentence = "The gateway broke off in the middle of the answer. Ask again."
+
+
+class AnswerMalformed(GatewayError):
+    code = "answer_malformed"
+    status = 502
+    sentence = "The gateway sent something that is not a chat stream. Ask again, or check GENESYS_GATEWAY_URL."
+
+
+class AnswerFailed(GatewayError):
+    code = "answer_failed"
+    status = 502
+    sentence = "The model reported an error and gave up on the answer. Ask again."
+
+
+class AnswerTooLong(GatewayError):
+    code = "answer_too_long"
+    status = 502
+    sentence = "The answer grew beyond what this server holds. Ask for a shorter one."

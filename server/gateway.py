@@ -1,0 +1,294 @@
+"""The LLM gateway: asks, retries while no token has come, and yields the answer's deltas as they arrive.
+
+Plain blocking code. There is no timer a read: whoever drives an answer watches `silent_since` and the turn's deadline,
+and throws GatewayStalled or TurnTimedOut into the greenlet that reads.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from random import random
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import gevent
+import orjson
+from geventhttpclient.client import HTTPClient
+from geventhttpclient.response import HTTPParseError, HTTPSocketPoolResponse
+from requests.utils import get_environ_proxies
+
+from .backoff import MAX_RETRY_AFTER, full_jitter, retry_after
+from .chunks import Broken, ChunkReader, Delta
+from .credentials import CORRELATION, Credentials
+from .errors import (
+    AnswerCut,
+    AnswerMalformed,
+    GatewayError,
+    GatewayForbidden,
+    GatewayRejected,
+    GatewayUnauthorized,
+    GatewayUnavailable,
+    RateLimited,
+)
+from .prompt import Message, Prompt
+from .settings import Settings
+from .sse import Retrying
+from .tls import tls_context
+
+E = TypeVar("E", bound=GatewayError)
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0  # seconds
+LINGER = 1.0  # seconds to wait for the end of a body after [DONE]
+BLOCK_SIZE = 16 * 1024  # bytes a read
+RETRYABLE = (RateLimited, GatewayUnavailable, AnswerCut)  # and only before the first text
+
+
+class Gateway:
+    """One organisation's gateway. `connections` bounds those that are open at once."""
+
+    def __init__(self, settings: Settings, credentials: Credentials | None, connections: int) -> None:
+        """`credentials` may be None where GATEWAY_API_KEY is set."""
+        self._settings = settings
+        self._credentials = credentials
+        self._client, self._target = make_client(settings.genesys_gateway_url, connections)
+
+    def open_chat(self, prompt: Prompt, turn_id: str, deadline: float) -> "Chat":
+        """A question, not asked before it is iterated. `deadline` is in seconds of the monotonic clock."""
+        return Chat(self, prompt, turn_id, deadline)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def access_token(self, refused: str | None) -> str:
+        """The bearer to send; another one than `refused` where OAuth gives it out."""
+        if self._settings.gateway_api_key is not None:
+            return self._settings.gateway_api_key.get_secret_value()
+        assert self._credentials is not None
+        return self._credentials.renew(refused) if refused else self._credentials.token()
+
+    @property
+    def tries(self) -> int:
+        return self._settings.gateway_max_retries
+
+    def body(self, prompt: Prompt) -> bytes:
+        """The request's JSON, in OpenAI's chat completion shape."""
+        messages = prompt.messages
+        if self._settings.gateway_system_prompt:
+            messages = (Message("system", self._settings.gateway_system_prompt), *messages)
+        temperature = self._settings.gateway_temperature if prompt.temperature is None else prompt.temperature
+        fields: dict[str, Any] = {"messages": messages, "stream": True, "temperature": temperature}
+        if prompt.max_tokens is not None:
+            fields["max_tokens"] = prompt.max_tokens
+        if model := prompt.model or self._settings.gateway_model:
+            fields["model"] = model
+        return orjson.dumps(fields)
+
+    def post(self, body: bytes, token: str) -> HTTPSocketPoolResponse:
+        """Sends one request and returns the answer once its head is there. Raises GatewayUnavailable."""
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json",
+            "Accept": "application/x-ndjson",
+        }
+        try:
+            return self._client.request("POST", self._target, body=body, headers=headers)
+        except (OSError, HTTPParseError, RuntimeError) as error:
+            # Only the class: texts may quote the request. RuntimeError: a proxy that refuses to connect.
+            raise GatewayUnavailable(detail=type(error).__name__) from None
+
+
+class Chat:
+    """One question and its answer. Iterating blocks the greenlet; it may be done once."""
+
+    def __init__(self, gateway: Gateway, prompt: Prompt, turn_id: str, deadline: float) -> None:
+        self.silent_since: float | None = None  # monotonic seconds, while the gateway's next byte is awaited
+        self._gateway = gateway
+        self._body = gateway.body(prompt)
+        self._turn_id = turn_id
+        self._deadline = deadline
+        self._started = False
+        self._done = False
+        self._response: HTTPSocketPoolResponse | None = None
+
+    def __iter__(self) -> Iterator[Sequence[Delta | Retrying]]:
+        """Yields deltas in order, all that have arrived at once; a Retrying before each wait for another try.
+
+        Tries again (429, 5xx, no connection, cut off) only as long as no text has come.
+        Raises GatewayError or CredentialsError.
+        """
+        for attempt in range(1, self._gateway.tries + 1):
+            try:
+                yield from self._try()
+                return
+            except RETRYABLE as error:
+                self._drop_response()
+                if self._started:
+                    raise
+                wait = full_jitter(attempt, random) if error.retry_after is None else error.retry_after
+                patience = min(MAX_RETRY_AFTER, self._deadline - time.monotonic())
+                if attempt == self._gateway.tries or wait > patience:
+                    raise without_answer(error) from None
+                self._log_retry(attempt, wait, error)
+                yield [Retrying(wait, error.code)]
+                gevent.sleep(wait)
+
+    def close(self) -> None:
+        """Gives the connection back where it can be used again, else closes it; may wait for LINGER."""
+        response = self._response
+        if response is not None and self._done:
+            # What follows [DONE] must be read, or the connection cannot be used again.
+            with gevent.Timeout(LINGER, False), suppress(AnswerCut):
+                while self._read_some(response):
+                    pass
+        self._drop_response()
+
+    def _drop_response(self) -> None:
+        if self._response is not None:
+            self._response.release()
+            self._response = None
+
+    def _try(self) -> Iterator[Sequence[Delta | Retrying]]:
+        self._response = response = self._ask()
+        refuse_other_content(response)
+        reader = ChunkReader()
+        try:
+            while not reader.done:
+                data = self._read_some(response)
+                deltas = reader.feed(data) if data else reader.end()
+                if deltas:
+                    self._started = self._started or any(delta.text for delta in deltas)
+                    yield deltas
+                if not data:
+                    return
+        except Broken as broken:
+            if broken.deltas:
+                self._started = True
+                yield broken.deltas
+            raise with_correlation(broken.reason, response) from None
+        self._done = True
+
+    def _ask(self) -> HTTPSocketPoolResponse:
+        """The answer's head, with a second token where the first is refused. Raises what the status means."""
+        token = self._gateway.access_token(None)
+        response = self._send(token)
+        if response.status_code == 401:
+            response.release()
+            log.info("gateway refused the access token", extra={"turn": self._turn_id, **correlation(response)})
+            response = self._send(self._gateway.access_token(token))
+        if response.status_code != 200:
+            error = refusal(response)
+            response.release()
+            raise error
+        return response
+
+    def _send(self, token: str) -> HTTPSocketPoolResponse:
+        self.silent_since = time.monotonic()
+        try:
+            return self._gateway.post(self._body, token)
+        finally:
+            self.silent_since = None
+
+    def _read_some(self, response: HTTPSocketPoolResponse) -> bytes:
+        """What has arrived, at least one byte; b"" at the end of the body.
+
+        geventhttpclient offers lines or blocks of a size; all that is there, with one recv, is only in its buffer.
+        """
+        buffer = response._body_buffer
+        self.silent_since = time.monotonic()
+        try:
+            while not buffer and not response.message_complete:
+                if response._sock is None:
+                    raise AnswerCut(detail="connection closed")
+                response.feed(response._sock.recv(BLOCK_SIZE))
+        except (OSError, HTTPParseError) as error:
+            raise with_correlation(AnswerCut(detail=type(error).__name__), response) from None
+        finally:
+            self.silent_since = None
+        data = bytes(buffer)
+        buffer.clear()
+        return data
+
+    def _log_retry(self, attempt: int, wait: float, error: GatewayError) -> None:
+        fields = {"turn": self._turn_id, "code": error.code, "attempt": attempt, "wait": round(wait, 2)}
+        log.warning("gateway failed, trying again", extra=fields | {"detail": error.detail})
+
+
+def make_client(url: str, connections: int) -> tuple[HTTPClient, str]:
+    """A client for the gateway's address, and the request target; proxy and CA bundle as `requests` finds them."""
+    parts = urlsplit(url)
+    options: dict[str, Any] = {}
+    proxy = get_environ_proxies(url).get(parts.scheme) or get_environ_proxies(url).get("all")
+    if proxy:
+        via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        options = {
+            "proxy_host": via.hostname,
+            "proxy_port": via.port or 3128,
+            "proxy_user": unquote(via.username) if via.username else None,
+            "proxy_password": unquote(via.password) if via.password else None,
+        }
+    client = HTTPClient(
+        parts.hostname or "",
+        parts.port,
+        ssl=parts.scheme == "https",
+        ssl_context_factory=tls_context if parts.scheme == "https" else None,
+        connection_timeout=CONNECT_TIMEOUT,
+        network_timeout=None,  # type: ignore[arg-type]  # see the module's docstring
+        concurrency=connections,
+        block_size=BLOCK_SIZE,
+        **options,
+    )
+    target = parts.path or "/"
+    return client, f"{target}?{parts.query}" if parts.query else target
+
+
+def refusal(response: HTTPSocketPoolResponse) -> GatewayError:
+    """What a status other than 200 means."""
+    status = response.status_code
+    detail = f"status={status}"
+    wait = retry_after(header(response, "Retry-After"), time.time())
+    error: GatewayError
+    if status == 429:
+        error = RateLimited(detail=detail, retry_after=wait)
+    elif status >= 500:
+        error = GatewayUnavailable(detail=detail, retry_after=wait)
+    elif status == 401:
+        error = GatewayUnauthorized(detail=detail)
+    elif status == 403:
+        error = GatewayForbidden(detail=detail)
+    else:
+        error = GatewayRejected(detail=detail)
+    return with_correlation(error, response)
+
+
+def refuse_other_content(response: HTTPSocketPoolResponse) -> None:
+    """Raises AnswerMalformed for a web page, which is what captive portals and proxies answer."""
+    if header(response, "Content-Type").startswith("text/html"):
+        raise with_correlation(AnswerMalformed(detail="status=200 with a web page"), response)
+
+
+def without_answer(error: GatewayError) -> GatewayError:
+    """The error to end with when there is no further try: says when to come back, where the gateway has said it."""
+    if isinstance(error, AnswerCut):
+        return GatewayUnavailable(detail=error.detail)
+    if error.retry_after is None:
+        return error
+    sentence = f"{error.sentence} The gateway asks to come back in {error.retry_after:.0f} seconds."
+    return type(error)(sentence, detail=error.detail, retry_after=error.retry_after)
+
+
+def with_correlation(error: E, response: HTTPSocketPoolResponse) -> E:
+    error.detail = " ".join(filter(None, [error.detail, *(f"{k}={v}" for k, v in correlation(response).items())]))
+    return error
+
+
+def correlation(response: HTTPSocketPoolResponse) -> dict[str, str]:
+    value = header(response, CORRELATION)
+    return {"correlation": value[:80]} if value else {}
+
+
+def header(response: HTTPSocketPoolResponse, name: str) -> str:
+    value = response.get(name, "")
+    return value if isinstance(value, str) else ""

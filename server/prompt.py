@@ -1,0 +1,126 @@
+"""What was asked: a request's body in, a Prompt out. No I/O."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from .errors import BadRequest, InvalidJson, PromptTooLong
+
+MAX_PROMPT_CHARS = 200_000  # in all messages together; more than any gateway's model reads
+MAX_MESSAGES = 500
+MAX_CONVERSATION_ID = 200  # characters
+MAX_MODEL = 200  # characters
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question to the gateway, with the conversation before it; checked."""
+
+    messages: tuple[Message, ...]
+    conversation_id: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    model: str | None = None
+
+
+def read_prompt(body: bytes) -> Prompt:
+    """Reads the JSON body of a request for an answer.
+
+    Raises InvalidJson, BadRequest or PromptTooLong, each with the field at fault.
+    """
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise InvalidJson from None
+    if not isinstance(fields, dict):
+        raise BadRequest('The body must be a JSON object, such as {"prompt": "Hello"}.')
+    return Prompt(
+        messages=read_messages(fields),
+        conversation_id=read_conversation_id(fields.get("conversationId")),
+        temperature=read_temperature(fields.get("temperature")),
+        max_tokens=read_max_tokens(fields.get("max_tokens")),
+        model=read_model(fields.get("model")),
+    )
+
+
+def read_messages(fields: dict[str, Any]) -> tuple[Message, ...]:
+    prompt, messages = fields.get("prompt"), fields.get("messages")
+    if prompt is not None and messages is not None:
+        raise BadRequest("Send either `prompt` or `messages`, not both.")
+    if messages is None:
+        found: tuple[Message, ...] = (Message("user", read_text(prompt, "`prompt`")),)
+    else:
+        found = tuple(read_list(messages))
+    length = sum(len(message.content) for message in found)
+    if length > MAX_PROMPT_CHARS:
+        raise PromptTooLong(f"The prompt has {length} characters; at most {MAX_PROMPT_CHARS} are taken. Shorten it.")
+    return found
+
+
+def read_list(messages: object) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("`messages` must be a list with at least one message.")
+    if len(messages) > MAX_MESSAGES:
+        raise PromptTooLong(f"`messages` holds {len(messages)} messages; at most {MAX_MESSAGES} are taken.")
+    found = [read_message(number, message) for number, message in enumerate(messages)]
+    if all(message.role == "system" for message in found):
+        raise BadRequest("`messages` must hold at least one message of the user.")
+    return found
+
+
+def read_message(number: int, message: object) -> Message:
+    place = f"`messages[{number}]"
+    if not isinstance(message, dict):
+        raise BadRequest(f'{place}` must be an object, such as {{"role": "user", "content": "Hello"}}.')
+    role = message.get("role")
+    if role not in ROLES:
+        raise BadRequest(f"{place}.role` must be one of: {', '.join(ROLES)}.")
+    return Message(role, read_text(message.get("content"), f"{place}.content`"))
+
+
+def read_text(value: object, place: str) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(f"{place} is missing or no string. Send the text to ask as a string.")
+    if not value.strip():
+        raise BadRequest(f"{place} is empty. Send the text to ask.")
+    return value
+
+
+def read_conversation_id(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_CONVERSATION_ID or not value.isprintable():
+        raise BadRequest(f"`conversationId` must be a string of 1 to {MAX_CONVERSATION_ID} printable characters.")
+    return value
+
+
+def read_temperature(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
+        raise BadRequest("`temperature` must be a number from 0 to 2.")
+    return value
+
+
+def read_max_tokens(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
+        raise BadRequest("`max_tokens` must be a whole number from 1 to 1000000.")
+    return value
+
+
+def read_model(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_MODEL or not value.isprintable():
+        raise BadRequest(f"`model` must be a string of 1 to {MAX_MODEL} printable characters.")
+    return value

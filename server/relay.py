@@ -1,0 +1,78 @@
+"""All that a relay is made of, put together; and the Flask extension that an app mounts."""
+
+import weakref
+from typing import ClassVar
+
+from flask import Flask
+
+from .credentials import Credentials
+from .gateway import Gateway
+from .journal.memory import MemoryJournal
+from .prompt import Prompt
+from .settings import Settings, secret_text
+from .transcript.websocket import Transcript
+from .turn import Turn, Turns
+
+
+class Relay:
+    """One relay; `Relay(settings).init_app(app)` mounts it on a Flask app."""
+
+    instances: ClassVar["weakref.WeakSet[Relay]"] = weakref.WeakSet()  # those of this process, for the worker's drain
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.credentials = make_credentials(settings)
+        self.gateway = Gateway(settings, self.credentials, connections=2 * settings.max_turns)
+        self.journal = MemoryJournal(settings.retain_seconds)
+        self.transcript: Transcript | None = None
+        if settings.transcript == "websocket":
+            assert self.credentials is not None
+            self.transcript = Transcript(settings, self.credentials, max_links=settings.max_turns)
+        self.turns = Turns(settings, self.gateway, self.journal)
+        self.instances.add(self)
+
+    @staticmethod
+    def of(app: Flask) -> "Relay":
+        relay = app.extensions["relay"]
+        assert isinstance(relay, Relay)
+        return relay
+
+    def init_app(self, app: Flask) -> None:
+        from .routes import register  # noqa: PLC0415 - the routes need this module
+
+        app.extensions["relay"] = self
+        register(app, self.settings)
+
+    def ask(self, prompt: Prompt, conversation_id: str | None) -> Turn:
+        """Begins a turn and its way into the transcript. Raises TooManyTurns or Draining."""
+        turn = self.turns.start(prompt, conversation_id)
+        if self.transcript is not None and conversation_id is not None:
+            self.transcript.mirror(conversation_id, turn.tail)
+        return turn
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn runs, or text is still on its way into the transcript."""
+        return bool(self.turns) or (self.transcript is not None and not self.transcript.idle.is_set())
+
+    def close(self) -> None:
+        """Ends what is left: turns with `interrupted`, links with a close frame."""
+        self.turns.interrupt()
+        self.turns.idle.wait(1)
+        if self.transcript is not None:
+            self.transcript.close()
+        self.turns.close()
+        self.gateway.close()
+        if self.credentials is not None:
+            self.credentials.close()
+
+
+def make_credentials(settings: Settings) -> Credentials | None:
+    if not settings.needs_oauth:
+        return None
+    return Credentials(
+        settings.genesys_oauth_url,
+        settings.oauth_client_id,
+        secret_text(settings.oauth_client_secret),
+        settings.oauth_scope,
+    )

@@ -1,0 +1,64 @@
+"""HTTP in and out; nothing else."""
+
+import logging
+import math
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+
+from ..errors import (
+    BadRequest,
+    BodyTooLarge,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    RelayError,
+    UnsupportedMediaType,
+)
+from ..settings import Settings
+from . import ops, page, streams
+
+log = logging.getLogger(__name__)
+
+BY_STATUS: dict[int, type[RelayError]] = {
+    404: NotFound,
+    405: MethodNotAllowed,
+    413: BodyTooLarge,
+    415: UnsupportedMediaType,
+}
+
+
+def register(app: Flask, settings: Settings) -> None:
+    """Mounts the routes, and the refusals that go with them, on `app`."""
+    for module in (streams, ops, page):
+        module.routes.register_error_handler(RelayError, refuse)
+        app.register_blueprint(module.routes)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.register_error_handler(HTTPException, refuse_http)
+    app.register_error_handler(Exception, refuse_unexpected)
+
+
+def refuse(error: RelayError) -> Response:
+    """`{"error": sentence, "code": code}`, as every refusal before a stream begins."""
+    response = jsonify(error=error.sentence, code=error.code)
+    response.status_code = error.status
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def refuse_http(error: HTTPException) -> Response:
+    """What Flask itself refuses, in our shape."""
+    status = error.code or 500
+    kind = BY_STATUS.get(status, BadRequest if status < 500 else InternalError)
+    response = refuse(kind())
+    response.status_code = status
+    if status == 405:
+        response.headers["Allow"] = dict(error.get_headers()).get("Allow", "")
+    return response
+
+
+def refuse_unexpected(error: Exception) -> Response:
+    log.error("request broke", exc_info=error)
+    return refuse(InternalError())

@@ -1,0 +1,64 @@
+"""The web page: files from `page/`, and what its script must know."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Response, current_app, jsonify, send_from_directory
+
+from ..errors import NotFound
+from ..relay import Relay
+
+PAGE = Path(__file__).parent.parent / "page"
+FILES = frozenset({"page.js", "sse.js", "page.css", "icon.svg"})
+
+routes = Blueprint("page", __name__)
+
+
+@routes.get("/")
+def index() -> Response:
+    response = send_from_directory(PAGE, "index.html")
+    response.headers["Content-Security-Policy"] = policy(Relay.of(current_app).settings.sandbox_url)
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@routes.get("/page/<name>")
+def file(name: str) -> Response:
+    if name not in FILES:
+        raise NotFound
+    return send_from_directory(PAGE, name)
+
+
+@routes.get("/page/config.json")
+def config() -> Response:
+    settings = Relay.of(current_app).settings
+    return jsonify(
+        conversation_id=settings.default_conversation_id,
+        transcript=settings.transcript != "off",
+        sandbox=settings.sandbox_url,
+    )
+
+
+@routes.after_request
+def harden(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+def policy(sandbox: str | None) -> str:
+    """Content-Security-Policy: everything from here, nothing else, but for the sandbox's transcript."""
+    parts = urlsplit(sandbox or "")
+    origin = f" {parts.scheme}://{parts.netloc}" if sandbox else ""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self'",
+            f"connect-src 'self'{origin}",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        ]
+    )
