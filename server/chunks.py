@@ -42,6 +42,8 @@ class ChunkReader:
         Raises AnswerMalformed for a line that is no chunk, AnswerFailed or RateLimited for an error that the gateway
         reports in mid-stream. Deltas of the same `data` in front of such a line are in the exception's `deltas`.
         """
+        if self.done:
+            return []
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
             raise AnswerMalformed(detail=f"a line longer than {MAX_LINE} bytes")

@@ -14,7 +14,7 @@ from gevent import get_hub, monkey
 
 HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 READ = 1  # libev's EV_READ
-# Milliseconds that data may stay unacknowledged until the kernel gives up (RFC 5482): a phone out of reach hangs up never.
+# Milliseconds of unacknowledged data until the kernel gives up (RFC 5482): a phone out of reach never hangs up.
 USER_TIMEOUT_MS = 30_000
 
 poll = monkey.get_original("select", "poll")

@@ -35,8 +35,10 @@ class Settings(BaseSettings):
     gateway_api_key: SecretStr | None = Field(None, description="a static bearer for the gateway, in place of OAuth")
     gateway_model: str | None = Field(None, description="asked for when the request names none")
     gateway_temperature: Annotated[float, Field(ge=0, le=2, description="when the request names none")] = 0.7
-    gateway_timeout: Annotated[float, Field(gt=0, description="seconds for a whole turn")] = 300
-    gateway_idle_timeout: Annotated[float, Field(gt=0, description="seconds between two bytes")] = 60
+    gateway_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds for a whole turn")] = 300
+    gateway_idle_timeout: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="seconds between two bytes")
+    ] = 60
     gateway_max_retries: Annotated[int, Field(ge=1, le=20, description="tries in all")] = 3
     gateway_system_prompt: str | None = Field(None, description="goes before each conversation")
 
@@ -44,9 +46,14 @@ class Settings(BaseSettings):
     transcript_interval_ms: Annotated[int, Field(ge=0, description="least time between two messages")] = 0
     transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
 
-    retain_seconds: Annotated[float, Field(ge=0, description="how long an answer is kept after its end")] = 3600
+    retain_seconds: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="how long an answer is kept after its end")
+    ] = 3600
     disconnect_grace: Annotated[
-        float, Field(ge=-1, description="seconds without a follower until the turn is cancelled; -1: never")
+        float,
+        Field(
+            ge=-1, allow_inf_nan=False, description="seconds without a follower until the turn is cancelled; -1: never"
+        ),
     ] = 30
     max_turns: Annotated[int, Field(ge=1, description="at once, in one worker")] = 2000
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request")] = 1024 * 1024

@@ -16,8 +16,7 @@ class Batch(NamedTuple):
 class Journal(Protocol):
     """Where events are kept. Times are in seconds of the clock that the engine was made with.
 
-    One writer per turn; any number of readers. A turn's ids are consecutive from 1; an engine refuses a batch that leaves
-    a gap.
+    One writer per turn; any number of readers. A turn's ids are consecutive from 1.
     """
 
     def begin(self, turn_id: str, conversation_id: str | None) -> None:

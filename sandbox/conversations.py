@@ -1,0 +1,75 @@
+"""What the transcript holds: every message of every conversation, and who watches."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    text: str
+    at: float  # seconds since 1970
+    link: int
+    id: str | None
+
+    def shown(self) -> dict[str, Any]:
+        shown = {"text": self.text, "at": self.at, "link": self.link}
+        return shown if self.id is None else shown | {"id": self.id}
+
+
+@dataclass(slots=True)
+class Conversation:
+    id: str
+    messages: list[Message] = field(default_factory=list)
+    links: set[int] = field(default_factory=set)  # all that ever carried its text
+    open_links: set[int] = field(default_factory=set)
+    most_at_once: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, message: Message) -> None:
+        self.messages.append(message)
+        self.links.add(message.link)
+        self.open_links.add(message.link)
+        self.most_at_once = max(self.most_at_once, len(self.open_links))
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def shown(self) -> dict[str, Any]:
+        """The body of GET /sandbox/conversations/{id}."""
+        return {
+            "id": self.id,
+            "text": "".join(message.text for message in self.messages),
+            "messages": [message.shown() for message in self.messages],
+            "links": self.count_links(),
+        }
+
+    def count_links(self) -> dict[str, int]:
+        return {"opened": len(self.links), "open": len(self.open_links), "most_at_once": self.most_at_once}
+
+
+class Conversations:
+    def __init__(self) -> None:
+        self._all: dict[str, Conversation] = {}
+
+    def get(self, conversation_id: str) -> Conversation:
+        """The conversation; one that is not known yet is empty."""
+        return self._all.setdefault(conversation_id, Conversation(conversation_id))
+
+    def link_closed(self, link: int) -> None:
+        for conversation in self._all.values():
+            conversation.open_links.discard(link)
+
+    def clear(self) -> None:
+        """Empties every conversation; who watches one goes on to watch it."""
+        for conversation in self._all.values():
+            conversation.messages.clear()
+            conversation.links.clear()
+            conversation.open_links.clear()
+            conversation.most_at_once = 0
+
+    def listed(self) -> list[dict[str, Any]]:
+        return [
+            {"id": conversation.id, "messages": len(conversation.messages), "links": conversation.count_links()}
+            for conversation in self._all.values()
+            if conversation.messages
+        ]

@@ -1,0 +1,288 @@
+"""Real servers for the tests: a sandbox in place of Genesys Cloud, and the relay under gunicorn. One of each a worker of
+pytest; what is only one test's (faults, scripts) is cleared in between."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 20.0  # seconds that a condition may take to come true
+
+
+def until(condition, what="the condition", patience=PATIENCE):
+    """Waits until `condition()` is true and returns its value."""
+    deadline = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come true within {patience} s"
+        time.sleep(0.02)
+
+
+class Process:
+    """A server process of the test's own, with all that it prints in a file."""
+
+    def __init__(self, command, environment, ready):
+        self.output_file = tempfile.NamedTemporaryFile(prefix="relay-test-", suffix=".log", delete=False)  # noqa: SIM115
+        names = ("GENESYS_", "OAUTH_", "GATEWAY_", "TRANSCRIPT", "SANDBOX_", "LOG_", "DEFAULT_CONVERSATION_ID", "DISCONNECT_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=inherited | {"PYTHONUNBUFFERED": "1"} | environment,
+            stdout=self.output_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        found = until(lambda: re.search(ready, self.output) or self._ended(), f"{command}: {ready}")
+        assert found is not True, f"{command} ended: {self.output}"
+        self.url = found.group(1)
+
+    def _ended(self):
+        return self.process.poll() is not None
+
+    @property
+    def output(self):
+        return Path(self.output_file.name).read_text(errors="replace")
+
+    def stop(self, number=signal.SIGTERM):
+        """Ends it; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.output_file.close()
+            Path(self.output_file.name).unlink(missing_ok=True)
+
+
+class Sandbox:
+    """The simulated organisation, and what a test can tell it."""
+
+    def __init__(self, **environment):
+        command = [sys.executable, "-m", "sandbox", "--port", "0"]
+        self.process = Process(command, environment, r"sandbox ready on (http://\S+)")
+        self.url = self.process.url
+
+    def _post(self, path, **fields):
+        answer = requests.post(f"{self.url}/sandbox/{path}", json=fields, timeout=10)
+        assert answer.ok, answer.text
+        return answer
+
+    def script(self, prompt, tokens, gate=False, interval_ms=0, finish_reason="stop", **more):
+        self._post(
+            "answers",
+            prompt=prompt,
+            tokens=tokens,
+            gate=gate,
+            interval_ms=interval_ms,
+            finish_reason=finish_reason,
+            **more,
+        )
+
+    def receipt(self, prompt, count):
+        self._post("receipts", prompt=prompt, count=count)
+
+    def fault(self, at, fault, **fields):
+        self._post("faults", at=at, fault=fault, **fields)
+
+    def expire_tokens(self):
+        self._post("expire-tokens")
+
+    def reset(self):
+        self._post("reset")
+
+    def calls(self):
+        return requests.get(f"{self.url}/sandbox/calls", timeout=10).json()
+
+    def gateway_calls(self, prompt):
+        """How often the gateway was asked this."""
+        return sum(prompt in call.get("prompt", "") for call in self.calls()["log"] if call["place"] == "gateway")
+
+    def conversation(self, conversation_id):
+        return requests.get(f"{self.url}/sandbox/conversations/{conversation_id}", timeout=10).json()
+
+    def text_of(self, conversation_id):
+        return self.conversation(conversation_id)["text"]
+
+
+class RelayServer:
+    """The server as it runs in production: gunicorn with the project's own configuration."""
+
+    def __init__(self, sandbox_url, **settings):
+        command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+        defaults = {
+            "GENESYS_BASE_URL": sandbox_url,
+            "SANDBOX_URL": sandbox_url,
+            "OAUTH_CLIENT_ID": "sandbox-client",
+            "OAUTH_CLIENT_SECRET": "sandbox-secret",
+            "BIND": "127.0.0.1:0",
+            "LOG_LEVEL": "DEBUG",
+            "LOG_FORMAT": "json",
+            "DISCONNECT_GRACE": "1",
+            "GATEWAY_IDLE_TIMEOUT": "2",
+            "WEB_CONCURRENCY": "1",
+        }
+        self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)")
+        self.url = self.process.url
+        until(self._answers, "GET /healthz")
+
+    def _answers(self):
+        try:
+            return requests.get(f"{self.url}/healthz", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    @property
+    def log(self):
+        """All that was logged so far, one dict a line."""
+        return [json.loads(line) for line in self.process.output.splitlines() if line.startswith("{")]
+
+    def logged(self, turn_id, message):
+        """The log line of a turn, waited for."""
+        return until(
+            lambda: next((e for e in self.log if e.get("turn") == turn_id and e["message"] == message), None),
+            f"log line {message!r} of turn {turn_id}",
+        )
+
+    def ask(self, prompt=None, conversation="", **fields):
+        """Opens a stream; see Answer."""
+        body = {"conversationId": conversation or f"c-{uuid.uuid4().hex[:12]}", **fields}
+        if prompt is not None:
+            body["prompt"] = prompt
+        return Answer(requests.post(f"{self.url}/stream-llm", json=body, stream=True, timeout=(10, 30)))
+
+
+class Answer:
+    """A stream, read event by event as it comes."""
+
+    def __init__(self, response):
+        self.response = response
+        self.id = response.headers.get("X-Stream-Id")
+        self._events = self._read()
+
+    def _read(self):
+        """Dicts with id, event, data; the standard's parsing (WHATWG HTML, 9.2.6) for LF streams."""
+        buffer = b""
+        for piece in self.response.iter_content(None):
+            buffer += piece
+            *blocks, buffer = buffer.split(b"\n\n")
+            for block in blocks:
+                fields = dict(line.split(": ", 1) for line in block.decode().split("\n") if not line.startswith(":"))
+                if "data" in fields:
+                    yield fields | {"data": json.loads(fields["data"])}
+        assert buffer == b"", "the stream ended inside an event"
+
+    def next_event(self):
+        return next(self._events)
+
+    def next_token(self):
+        event = self.next_event()
+        assert "token" in event["data"], event
+        return event["data"]["token"]
+
+    def close(self):
+        self.response.close()
+
+    def finish(self):
+        """Reads to the end; returns what came as a Result, having checked what holds for every stream."""
+        events = list(self._events)
+        result = Result(self.id, events)
+        assert [e.get("event") for e in events].count("done") == 1
+        assert events[-1].get("event") == "done", "nothing follows done"
+        ids = [int(e["id"]) for e in events if "id" in e]
+        assert ids == list(range(ids[0], ids[0] + len(ids))), "ids are consecutive"
+        return result
+
+
+class Result:
+    def __init__(self, turn_id, events):
+        self.id = turn_id
+        self.events = events
+        self.tokens = [e["data"]["token"] for e in events if "token" in e["data"]]
+        self.text = "".join(self.tokens)
+        self.statuses = [e["data"] for e in events if e.get("event") == "status"]
+        self.error = next((e["data"] for e in events if "error" in e["data"]), None)
+        self.done = events[-1]["data"]
+
+
+@pytest.fixture(scope="session")
+def shared_sandbox():
+    sandbox = Sandbox()
+    yield sandbox
+    sandbox.process.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_relay(shared_sandbox):
+    relay = RelayServer(shared_sandbox.url)
+    yield relay
+    relay.process.stop(signal.SIGINT)
+
+
+@pytest.fixture
+def sandbox(shared_sandbox):
+    yield shared_sandbox
+    shared_sandbox.reset()
+
+
+@pytest.fixture
+def relay(shared_relay, sandbox):
+    return shared_relay
+
+
+@pytest.fixture
+def start_relay(sandbox):
+    """Starts further relays with settings of their own; ends them after the test."""
+    started = []
+
+    def start(**settings):
+        started.append(RelayServer(sandbox.url, **settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.stop(signal.SIGINT)
+
+
+@pytest.fixture
+def start_sandbox():
+    """Starts further sandboxes with settings of their own; ends them after the test."""
+    started = []
+
+    def start(**settings):
+        started.append(Sandbox(**settings))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.process.stop()
+
+
+@pytest.fixture
+def prompt():
+    """A prompt that no other test has."""
+    return f"question {uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def conversation():
+    return f"c-{uuid.uuid4().hex[:12]}"

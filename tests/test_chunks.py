@@ -1,0 +1,161 @@
+"""The gateway's wire, in all the shapes that are seen in the wild."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.chunks import MAX_LINE, Broken, ChunkReader, Delta
+from server.errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
+
+
+def chunk(content=..., finish_reason=None, **delta):
+    if content is not ...:
+        delta["content"] = content
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def line(value):
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+FINISH = line(chunk(finish_reason="stop"))
+HELLO = [Delta("Hel"), Delta("lo"), Delta(finish_reason="stop")]
+
+
+def read(*pieces):
+    reader = ChunkReader()
+    deltas = [delta for piece in pieces for delta in reader.feed(piece)]
+    return deltas + reader.end()
+
+
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+STREAMS = {
+    "the plain shape": line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE,
+    "a first chunk with the role alone": line(chunk("", role="assistant"))
+    + line(chunk("Hel"))
+    + line(chunk("lo"))
+    + FINISH,
+    "content null": line(chunk(None, role="assistant")) + line(chunk("Hel")) + line(chunk("lo")) + FINISH,
+    "Azure's filter chunk first": line({"choices": [], "prompt_filter_results": []})
+    + line(chunk("Hel"))
+    + line(chunk("lo"))
+    + FINISH,
+    "CRLF": (line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE).replace(b"\n", b"\r\n"),
+    "no space after data:": (line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE).replace(b"data: ", b"data:"),
+    "bare NDJSON": b"".join(
+        json.dumps(c).encode() + b"\n" for c in [chunk("Hel"), chunk("lo"), chunk(finish_reason="stop")]
+    ),
+    "comments": b": OPENROUTER PROCESSING\n\n" + line(chunk("Hel")) + b": x\n\n" + line(chunk("lo")) + FINISH + DONE,
+    "event and id lines": b"event: message\nid: 7\n" + line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE,
+    "no [DONE]": line(chunk("Hel")) + line(chunk("lo")) + FINISH,
+    "a last line without its end": line(chunk("Hel")) + line(chunk("lo")) + FINISH.rstrip(),
+    "reasoning and tool calls beside the text": line(chunk(reasoning_content="hm"))
+    + line(chunk("Hel"))
+    + line(chunk(tool_calls=[{"index": 0}]))
+    + line(chunk("lo"))
+    + FINISH,
+    "text after [DONE]": line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE + line(chunk("never")),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_each_shape_gives_the_same_answer(stream):
+    assert read(stream) == HELLO
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_one_byte_at_a_time_gives_the_same_answer(stream):
+    assert read(*(stream[i : i + 1] for i in range(len(stream)))) == HELLO
+
+
+def test_usage_comes_in_a_chunk_without_choices():
+    assert read(FINISH, line({"choices": [], "usage": USAGE}), DONE)[-1] == Delta(usage=USAGE)
+
+
+def test_an_answer_sent_whole_is_read_as_one_token():
+    whole = {"choices": [{"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
+    assert read(json.dumps(whole).encode()) == [Delta("Hello"), Delta(finish_reason="stop")]
+
+
+def test_a_surrogate_pair_cut_between_two_chunks_is_joined():
+    halves = [
+        b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n',
+        b'data: {"choices":[{"delta":{"content":"\\udc4bb"}}]}\n',
+    ]
+    assert read(*halves, FINISH) == [Delta("a"), Delta("👋b"), Delta(finish_reason="stop")]
+
+
+def test_half_a_surrogate_pair_alone_becomes_a_replacement_character():
+    assert read(b'data: {"choices":[{"delta":{"content":"a\\ud83db"}}]}\n', FINISH)[0] == Delta("a\ufffdb")
+
+
+@pytest.mark.parametrize(
+    ("stream", "reason"),
+    [
+        (b'data: {"choices": [{"delta": {"cont\n\n', AnswerMalformed),
+        (b"data: [1, 2]\n\n", AnswerMalformed),
+        (b'data: {"choices": [7]}\n\n', AnswerMalformed),
+        (b'data: {"choices": [{"delta": {"content": 7}}]}\n\n', AnswerMalformed),
+        (b"<html>\n", AnswerMalformed),
+        (b"data: \xff\xfe\n", AnswerMalformed),
+        (line({"error": {"code": 502, "message": "x"}}), AnswerFailed),
+        (line({"error": "overloaded"}), AnswerFailed),
+        (line({"error": {"code": 429, "message": "x"}}), RateLimited),
+    ],
+)
+def test_what_is_no_chunk_breaks_the_answer_after_what_came_before(stream, reason):
+    reader = ChunkReader()
+    with pytest.raises(Broken) as broken:
+        reader.feed(line(chunk("Hel")) + stream + line(chunk("lo")))
+    assert broken.value.deltas == [Delta("Hel")]
+    assert type(broken.value.reason) is reason
+
+
+def test_the_gateways_own_message_is_not_repeated():
+    with pytest.raises(Broken) as broken:
+        ChunkReader().feed(line({"error": {"code": 400, "message": "the prompt was: my secret"}}))
+    assert "secret" not in str(broken.value.reason) + broken.value.reason.detail
+
+
+def test_a_body_that_ends_in_the_middle_is_an_answer_cut():
+    reader = ChunkReader()
+    reader.feed(line(chunk("Hel")))
+    with pytest.raises(Broken) as broken:
+        reader.end()
+    assert type(broken.value.reason) is AnswerCut
+
+
+def test_a_line_without_end_is_not_held_for_ever():
+    reader = ChunkReader()
+    with pytest.raises(AnswerMalformed):
+        for _ in range(MAX_LINE // 65536 + 2):
+            reader.feed(b"x" * 65536)
+
+
+@given(
+    texts=st.lists(st.text(min_size=1), max_size=20),
+    cuts=st.lists(st.integers(0, 4000), max_size=30),
+    ascii=st.booleans(),
+)
+def test_any_text_cut_anywhere_arrives_whole(texts, cuts, ascii):
+    stream = (
+        b"".join(b"data: " + json.dumps(chunk(t), ensure_ascii=ascii).encode() + b"\n\n" for t in texts) + FINISH + DONE
+    )
+    edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
+    deltas = read(*(stream[a:b] for a, b in pairwise(edges)))
+    assert [delta.text for delta in deltas if delta.text] == texts
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20))
+def test_any_bytes_give_deltas_or_a_clear_reason(pieces):
+    reader = ChunkReader()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+        reader.end()
+    except Broken as broken:
+        assert broken.reason.sentence
