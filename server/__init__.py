@@ -20,8 +20,10 @@ def create_app(settings: "Settings | None" = None) -> "Flask":
     from flask import Flask  # noqa: PLC0415 - see above
 
     from .relay import Relay  # noqa: PLC0415
+    from .routes import register_refusals  # noqa: PLC0415
     from .settings import load_or_exit  # noqa: PLC0415
 
     app = Flask(__name__, static_folder=None)
     Relay(settings or load_or_exit()).init_app(app)
+    register_refusals(app)
     return app

@@ -41,7 +41,7 @@ class Relay:
         from .routes import register  # noqa: PLC0415 - the routes need this module
 
         app.extensions["relay"] = self
-        register(app, self.settings)
+        register(app)
 
     def ask(self, prompt: Prompt, conversation_id: str | None) -> Turn:
         """Begins a turn and its way into the transcript. Raises TooManyTurns or Draining."""

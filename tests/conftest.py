@@ -1,5 +1,7 @@
-"""Real servers for the tests: a sandbox in place of Genesys Cloud, and the relay under gunicorn. One of each a worker of
-pytest; what is only one test's (faults, scripts) is cleared in between."""
+"""Real servers for the tests: a sandbox in place of Genesys Cloud, and the relay under gunicorn.
+
+One of each for every worker of pytest; what is only one test's (faults, scripts) is cleared in between.
+"""
 
 import contextlib
 import json
@@ -36,7 +38,16 @@ class Process:
 
     def __init__(self, command, environment, ready):
         self.output_file = tempfile.NamedTemporaryFile(prefix="relay-test-", suffix=".log", delete=False)  # noqa: SIM115
-        names = ("GENESYS_", "OAUTH_", "GATEWAY_", "TRANSCRIPT", "SANDBOX_", "LOG_", "DEFAULT_CONVERSATION_ID", "DISCONNECT_")
+        names = (
+            "GENESYS_",
+            "OAUTH_",
+            "GATEWAY_",
+            "TRANSCRIPT",
+            "SANDBOX_",
+            "LOG_",
+            "DEFAULT_CONVERSATION_ID",
+            "DISCONNECT_",
+        )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
             command,

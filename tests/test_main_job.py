@@ -49,7 +49,7 @@ def test_the_transcript_gets_each_token_before_the_next_one_was_sent(relay, sand
     answer = relay.ask(prompt, conversation)
     for count in range(1, len(tokens) + 1):
         expected = "".join(tokens[:count])
-        until(lambda: sandbox.text_of(conversation) == expected, f"the transcript shows {expected!r}")
+        until(lambda e=expected: sandbox.text_of(conversation) == e, f"the transcript shows {expected!r}")
         sandbox.receipt(prompt, count)
     answer.finish()
 

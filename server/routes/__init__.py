@@ -3,7 +3,7 @@
 import logging
 import math
 
-from flask import Flask, Response, jsonify
+from flask import Blueprint, Flask, Response, jsonify
 from werkzeug.exceptions import HTTPException
 
 from ..errors import (
@@ -15,7 +15,6 @@ from ..errors import (
     RelayError,
     UnsupportedMediaType,
 )
-from ..settings import Settings
 from . import ops, page, streams
 
 log = logging.getLogger(__name__)
@@ -28,14 +27,17 @@ BY_STATUS: dict[int, type[RelayError]] = {
 }
 
 
-def register(app: Flask, settings: Settings) -> None:
-    """Mounts the routes, and the refusals that go with them, on `app`."""
+def register(app: Flask) -> None:
+    """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs."""
     for module in (streams, ops, page):
-        module.routes.register_error_handler(RelayError, refuse)
+        register_refusals(module.routes)
         app.register_blueprint(module.routes)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.register_error_handler(HTTPException, refuse_http)
-    app.register_error_handler(Exception, refuse_unexpected)
+
+
+def register_refusals(scaffold: Flask | Blueprint) -> None:
+    scaffold.register_error_handler(RelayError, refuse)
+    scaffold.register_error_handler(HTTPException, refuse_http)
+    scaffold.register_error_handler(Exception, refuse_unexpected)
 
 
 def refuse(error: RelayError) -> Response:

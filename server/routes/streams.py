@@ -6,7 +6,7 @@ from flask import Blueprint, Response, current_app, request
 
 from .. import sse
 from ..client import Client
-from ..errors import ConversationRequired, UnsupportedMediaType
+from ..errors import BodyTooLarge, ConversationRequired, UnsupportedMediaType
 from ..journal.tail import Follower
 from ..prompt import read_prompt
 from ..relay import Relay
@@ -21,12 +21,22 @@ def stream_llm() -> Response:
     relay = Relay.of(current_app)
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
-    prompt = read_prompt(request.get_data(cache=False))
+    prompt = read_prompt(read_body(relay.settings.max_body_bytes))
     conversation_id = prompt.conversation_id or relay.settings.default_conversation_id
     if conversation_id is None and relay.transcript is not None:
         raise ConversationRequired
     turn = relay.ask(prompt, conversation_id)
     return stream_response(relay, turn)
+
+
+def read_body(limit: int) -> bytes:
+    """The request's body. Raises BodyTooLarge beyond `limit` bytes."""
+    # One byte more than allowed: Flask hands out what it has read up to its limit of a chunked body, and says nothing.
+    request.max_content_length = limit + 1
+    body = request.get_data(cache=False)
+    if len(body) > limit:
+        raise BodyTooLarge
+    return body
 
 
 def stream_response(relay: Relay, turn: Turn, cursor: int = 0) -> Response:
