@@ -9,7 +9,7 @@ from ..errors import NotFound
 from ..relay import Relay
 
 PAGE = Path(__file__).parent.parent / "page"
-FILES = frozenset({"page.js", "sse.js", "page.css", "icon.svg"})
+FILES = frozenset({"page.js", "sse.js", "transcript.js", "page.css", "icon.svg"})
 
 routes = Blueprint("page", __name__)
 
