@@ -58,6 +58,7 @@ class Control:
             web.post("/sandbox/faults", self.add_fault),
             web.delete("/sandbox/faults", self.clear_faults),
             web.post("/sandbox/reset", self.reset),
+            web.get("/sandbox/tokens", self.list_tokens),
             web.post("/sandbox/expire-tokens", self.expire_tokens),
         ]
 
@@ -154,6 +155,10 @@ class Control:
         for part in (self._answers, self._faults, self._calls, self._conversations):
             part.clear()
         return web.Response(status=204)
+
+    async def list_tokens(self, _: web.Request) -> web.Response:
+        """Every token that was issued, so that a test can look for them where they must not be."""
+        return web.json_response(self._tokens.issued())
 
     async def expire_tokens(self, _: web.Request) -> web.Response:
         return web.json_response({"expired": self._tokens.expire_all()})

@@ -40,6 +40,9 @@ class Tokens:
         self._tokens[value] = Token(scopes, self._clock() + self.life)
         return value
 
+    def issued(self) -> list[str]:
+        return list(self._tokens)
+
     def expire_all(self) -> int:
         """Ends the life of every token; answers how many were alive."""
         now = self._clock()

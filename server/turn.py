@@ -228,7 +228,8 @@ class Turns:
         self._check_grace(turn, time.monotonic())
 
     def interrupt(self) -> None:
-        """Ends every turn with `interrupted`, because the process is about to go."""
+        """Ends every turn with `interrupted` and begins no more, because the process is about to go."""
+        self.draining = True
         for turn in list(self._running.values()):
             turn.end_with(TurnCancelled("interrupted"))
 

@@ -2,9 +2,13 @@
 
 import resource
 import time
+from typing import TYPE_CHECKING
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
+
+if TYPE_CHECKING:
+    from .relay import Relay
 
 TICK = 0.1  # seconds between two looks at what is left
 LAST_WORDS = 3.0  # seconds at the end of the drain for followers to be told
@@ -26,6 +30,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self._stopped_at = None
         elif self._stopped_at is None:
             self._stopped_at = time.monotonic()
+            gevent.spawn_later(self._patience(), self._interrupt)
 
     def init_process(self) -> None:
         raise_file_limit()
@@ -33,17 +38,27 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         super().run()
-        self._drain()
-
-    def _drain(self) -> None:
-        from .relay import Relay  # noqa: PLC0415 - only after the worker has patched the standard library
-
-        end = (self._stopped_at or time.monotonic()) + self.cfg.graceful_timeout - LAST_WORDS
-        while any(relay.busy for relay in Relay.instances) and time.monotonic() < end:
+        while any(relay.busy for relay in relays()) and self._patience():
             self.notify()
             gevent.sleep(TICK)
-        for relay in list(Relay.instances):
+        for relay in relays():
             relay.close()
+
+    def _patience(self) -> float:
+        """Seconds until what is left must be told that it ends here."""
+        stopped_at = time.monotonic() if self._stopped_at is None else self._stopped_at
+        left: float = stopped_at + self.cfg.graceful_timeout - LAST_WORDS - time.monotonic()
+        return max(0.0, left)
+
+    def _interrupt(self) -> None:
+        for relay in relays():
+            relay.turns.interrupt()
+
+
+def relays() -> list["Relay"]:
+    from .relay import Relay  # noqa: PLC0415 - only after the worker has patched the standard library
+
+    return list(Relay.instances)
 
 
 def raise_file_limit() -> None:

@@ -1,0 +1,89 @@
+"""Stopping: turns are finished and transcripts sent before the process goes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import requests
+
+from .conftest import until
+
+
+def workers(relay):
+    """Process ids of gunicorn's workers."""
+    pid = relay.process.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_term_lets_a_stream_go_on_to_its_end(start_relay, sandbox, prompt, conversation):
+    relay = start_relay()
+    sandbox.script(prompt, ["a ", "b ", "c "], gate=True)
+    answer = relay.ask(prompt, conversation)
+    assert answer.next_token() == "a "
+    relay.process.process.send_signal(signal.SIGTERM)
+    until(lambda: any("Handling signal: term" in entry["message"] for entry in relay.log), "the signal has arrived")
+    sandbox.receipt(prompt, 3)
+    result = answer.finish()
+    assert result.text == "b c "
+    assert result.done["status"] == "complete"
+    assert relay.process.process.wait(20) == 0
+    assert sandbox.text_of(conversation) == "a b c "
+
+
+def test_term_waits_for_a_turn_whose_client_has_left_and_for_its_transcript(start_relay, sandbox, prompt, conversation):
+    relay = start_relay(DISCONNECT_GRACE="30")
+    sandbox.script(prompt, ["a ", "b ", "c "], gate=True)
+    answer = relay.ask(prompt, conversation)
+    assert answer.next_token() == "a "
+    answer.close()
+    relay.process.process.send_signal(signal.SIGTERM)
+    until(lambda: any("Handling signal: term" in entry["message"] for entry in relay.log), "the signal has arrived")
+    sandbox.receipt(prompt, 3)
+    assert relay.process.process.wait(20) == 0
+    assert relay.logged(answer.id, "turn ended")["status"] == "complete"
+    assert sandbox.text_of(conversation) == "a b c "
+
+
+def test_hup_ends_no_stream_and_new_requests_go_to_a_new_worker(start_relay, sandbox, prompt):
+    relay = start_relay()
+    sandbox.script(prompt, ["a ", "b "], gate=True)
+    answer = relay.ask(prompt)
+    assert answer.next_token() == "a "
+    before = workers(relay)
+    relay.process.process.send_signal(signal.SIGHUP)
+    until(lambda: set(workers(relay)) - set(before), "a new worker")
+    other = f"{prompt} other"
+    sandbox.script(other, ["x"])
+    assert until(lambda: asks_well(relay, other), "an answer of the new worker")
+    sandbox.receipt(prompt, 2)
+    assert answer.finish().done["status"] == "complete"
+    until(lambda: not set(workers(relay)) & set(before), "the old worker is gone")
+
+
+def asks_well(relay, prompt):
+    try:
+        return relay.ask(prompt).finish().done["status"] == "complete"
+    except requests.ConnectionError:
+        return False
+
+
+def test_what_outlives_the_drain_is_ended_and_said_so(start_relay, sandbox, prompt):
+    relay = start_relay(GATEWAY_IDLE_TIMEOUT="60", GUNICORN_CMD_ARGS="--graceful-timeout 4")
+    sandbox.script(prompt, ["a ", "b "], gate=True)
+    answer = relay.ask(prompt)
+    assert answer.next_token() == "a "
+    begin = time.monotonic()
+    relay.process.process.send_signal(signal.SIGTERM)
+    result = answer.finish()
+    assert result.done["status"] == "interrupted"
+    relay.process.process.wait(20)
+    assert time.monotonic() - begin < 15
+
+
+def test_an_orphaned_worker_ends_by_itself(start_relay):
+    relay = start_relay()
+    (worker,) = workers(relay)
+    os.kill(relay.process.process.pid, signal.SIGKILL)
+    relay.process.process.wait(5)
+    until(lambda: not Path(f"/proc/{worker}").exists(), "the worker is gone")
