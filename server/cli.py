@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from .settings import Settings, SettingsError, leave, load, load_or_exit, secret_text
+from .settings import Settings, SettingsError, leave, load, load_or_exit
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 20.0  # seconds for the sandbox and the server to come up
@@ -35,21 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def listing(settings: Settings) -> str:
     """Every setting with the value that it has."""
-    lines = []
-    for name in Settings.model_fields:
-        value = getattr(settings, name)
-        shown = "(hidden)" if isinstance(value, SecretStr) and secret_text(value) else secret_text(value)
-        lines.append(f"{name.upper()}={'' if value is None else shown}")
-    return "\n".join(lines)
+    return "\n".join(f"{name.upper()}={shown(getattr(settings, name))}" for name in Settings.model_fields)
 
 
 def example() -> str:
     """The text of .env.example: every setting, its meaning, its default."""
-    lines = ["# Every setting of the relay. Copy to .env and set what you need; the values here are the defaults.", ""]
+    lines = ["# Every setting of the relay. Copy to .env and set what you need; the values here are the defaults."]
     for name, field in Settings.model_fields.items():
-        default = secret_text(field.default)
-        lines += [f"# {field.description or ''}".rstrip(), f"#{name.upper()}={'' if default is None else default}"]
+        lines += ["", f"# {field.description}", f"#{name.upper()}={shown(field.default)}"]
     return "\n".join(lines)
+
+
+def shown(value: object) -> str:
+    """A setting's value as it stands in the environment; a secret hidden."""
+    if isinstance(value, SecretStr):
+        return "(hidden)" if value.get_secret_value() else ""
+    if isinstance(value, bool):
+        return str(int(value))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_all() -> None:

@@ -73,7 +73,8 @@ class Credentials:
         return self.token()
 
     def close(self) -> None:
-        gevent.kill(self._renewal, block=False) if self._renewal else None
+        if self._renewal is not None:
+            self._renewal.kill(block=False)
         self._session.close()
 
     def _fetch_once(self) -> str:

@@ -6,10 +6,12 @@ from the last pong: nothing is missing, and about a second of text can repeat.
 """
 
 import logging
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
 from random import random
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -36,6 +38,7 @@ CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; the most t
 PONG_TIMEOUT = 20.0  # seconds until a link that answers no ping is given up
 TICK = 0.25  # seconds; how late a link's own times may be noticed
 CLOSE_TIMEOUT = 1.0  # seconds for the closing handshake
+NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
 
 
 class LinkLost(Exception):
@@ -86,7 +89,8 @@ class Transcript:
 
     def close(self) -> None:
         """Closes the links; what was not sent is lost, and said so in the log."""
-        gevent.kill(self._ticker, block=False) if self._ticker else None
+        if self._ticker is not None:
+            self._ticker.kill(block=False)
         gevent.joinall([gevent.spawn(link.stop) for link in list(self._links.values())], timeout=2 * CLOSE_TIMEOUT)
 
     def _note(self, link: "Link") -> None:
@@ -134,6 +138,7 @@ class Link:
         self._pings = 0
         self._pinged_at = 0.0
         self._failures = 0
+        self._reader: gevent.Greenlet[[WebSocket], None] | None = None
         self._greenlet = gevent.spawn(self._run)
 
     @property
@@ -161,12 +166,9 @@ class Link:
         try:
             while True:
                 try:
-                    self._open()
-                    self._serve()
+                    self._carry()
                 except (LinkLost, CredentialsError) as error:
                     self._wait_after(error)
-                finally:
-                    self._close()
                 if not self._deliveries:
                     return
         finally:
@@ -175,6 +177,17 @@ class Link:
                 delivery.close()
             self._deliveries.clear()
             self._on_change(self)
+
+    def _carry(self) -> None:
+        """One link from its handshake to its end. Raises LinkLost or CredentialsError."""
+        self._open()
+        try:
+            self._serve()
+        except LinkLost:
+            self._reset()
+            raise
+        finally:
+            self._close()
 
     def _open(self) -> None:
         """Raises LinkLost or CredentialsError."""
@@ -193,7 +206,7 @@ class Link:
         self._pinged_at = self.active_at = time.monotonic()
         for delivery in self._deliveries:
             delivery.rewind()
-        gevent.spawn(self._read, self._socket)
+        self._reader = gevent.spawn(self._read, self._socket)
         log.debug("transcript link open", extra={"conversation": self.conversation_id})
 
     def _connect(self, token: str) -> WebSocket:
@@ -348,8 +361,16 @@ class Link:
             log.error("transcript incomplete: given up", extra=self._fields(delivery))
             delivery.close()
 
+    def _reset(self) -> None:
+        """Breaks a lost link off: what lies in its buffers must not arrive after what the next link repeats."""
+        if self._socket is not None and self._socket.sock is not None:
+            self._socket.sock.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
+            self._socket.connected = False  # no closing handshake: the other end has shown that it does not answer
+
     def _close(self) -> None:
         socket, self._socket = self._socket, None
+        if self._reader is not None:
+            self._reader.kill()  # it holds the lock under which the closing handshake is read
         if socket is not None:
             socket.close(timeout=CLOSE_TIMEOUT)
             socket.shutdown()
