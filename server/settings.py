@@ -60,7 +60,7 @@ class Settings(BaseSettings):
 
     bind: str = Field("127.0.0.1:8000", description="where the server listens")
     web_concurrency: Annotated[int, Field(ge=1, description="worker processes")] = 1
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     log_format: Literal["text", "json"] | None = Field(None, description="text on a terminal, else json")
     sandbox_url: str | None = Field(None, description="of a running sandbox: the page shows its transcript")
 

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from server import settings as settings_module
+from server.cli import example, listing
 from server.settings import SettingsError, load
 
 WHOLE = {"OAUTH_CLIENT_ID": "client", "OAUTH_CLIENT_SECRET": "the-secret-value"}
@@ -58,6 +60,16 @@ def test_a_file_named_env_is_read(environment, tmp_path):
 
 def test_a_gateway_with_a_key_and_no_transcript_needs_no_oauth(environment):
     assert not environment(GATEWAY_API_KEY="key", TRANSCRIPT="off").needs_oauth
+
+
+def test_the_example_file_names_every_setting_with_its_default():
+    assert (Path(__file__).parent.parent / ".env.example").read_text() == example() + "\n"
+
+
+def test_the_listing_hides_secrets(environment):
+    listed = listing(environment(**WHOLE))
+    assert "the-secret-value" not in listed
+    assert "OAUTH_CLIENT_SECRET=(hidden)" in listed
 
 
 IMPOSSIBLE = [

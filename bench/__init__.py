@@ -1,0 +1,5 @@
+"""Measures what the README claims: `python -m bench`.
+
+`servers` starts the real processes and reads what they use, `load` asks and times in a process of its own, `gateway` is
+the sandbox with the time in each token, `naive` is the relay that a tutorial would write, to compare with.
+"""

@@ -1,0 +1,148 @@
+"""The processes that are measured: starting them, ending them, and what they use of the machine."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).parent.parent
+KEPT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")  # no settings from outside: all runs are alike
+START_PATIENCE = 20.0  # seconds until a server must listen
+STOP_PATIENCE = 10.0  # seconds until a server that was asked to end is killed
+TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc/PID/stat
+SANDBOX_READY = r"sandbox ready on (http://\S+)"
+GUNICORN_READY = r"Listening at: (http://[^\s\"]+)"
+CREDENTIALS = {"OAUTH_CLIENT_ID": "sandbox-client", "OAUTH_CLIENT_SECRET": "sandbox-secret"}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def tree(self) -> set[int]:
+        """The process and all that descend from it."""
+        parents = dict(filter(None, map(read_parent, Path("/proc").glob("[0-9]*/stat"))))
+        found = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
+
+
+@contextlib.contextmanager
+def sandbox(pace_ms: float) -> Iterator[Server]:
+    """The sandbox in place of Genesys Cloud, a token every `pace_ms`."""
+    with started(["-m", "bench.gateway", "--port", "0"], {"SANDBOX_PACE_MS": f"{pace_ms}"}, SANDBOX_READY) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def relay(upstream: Server, transcript: str) -> Iterator[Server]:
+    """The relay as it runs in production, with one worker. `transcript` is a value of TRANSCRIPT."""
+    settings = {"TRANSCRIPT": transcript, "WEB_CONCURRENCY": "1", "BIND": "127.0.0.1:0"}
+    settings |= {"STORE_URL": "sqlite:///{folder}/relay.db", "ACCESS": "open", "RATE_LIMIT": "off"}
+    command = ["-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+    with started(command, organisation(upstream) | settings, GUNICORN_READY) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def naive(upstream: Server, transcript: str) -> Iterator[Server]:
+    """The tutorial's relay, also with one gevent worker."""
+    command = ["-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
+    settings = organisation(upstream) | {"TRANSCRIPT": transcript}
+    with started([*command, "bench.naive:app"], settings, GUNICORN_READY) as server:
+        yield server
+
+
+def organisation(upstream: Server) -> dict[str, str]:
+    return CREDENTIALS | {"GENESYS_BASE_URL": upstream.url}
+
+
+def access_token(upstream: Server) -> str:
+    form = {"grant_type": "client_credentials"} | {name.lower()[6:]: value for name, value in CREDENTIALS.items()}
+    answer = requests.post(f"{upstream.url}/oauth/token", data=form, timeout=10)
+    answer.raise_for_status()
+    token: str = answer.json()["access_token"]
+    return token
+
+
+@contextlib.contextmanager
+def started(arguments: Sequence[str], settings: Mapping[str, str], ready: str) -> Iterator[Server]:
+    """Runs Python with `arguments` in an empty folder, `{folder}` in the settings, until the block ends."""
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder, Path(folder, "output").open("wb") as output:
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment |= {name: value.format(folder=folder) for name, value in settings.items()}
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C ends the bench, which then ends its servers in order
+        )
+        try:
+            yield Server(wait_for_url(process, Path(folder, "output"), ready), process)
+        finally:
+            stop(process)
+
+
+def wait_for_url(process: subprocess.Popen[bytes], output: Path, ready: str) -> str:
+    """The address that the server prints. Ends the program when none comes."""
+    deadline = time.monotonic() + START_PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        if found := re.search(ready, output.read_text(errors="replace")):
+            return found[1]
+        time.sleep(0.02)
+    raise SystemExit(f"{process.args} did not start:\n{output.read_text(errors='replace')[-2000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_PATIENCE)
+    except subprocess.TimeoutExpired:
+        print(f"{process.args} did not end by itself", file=sys.stderr)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read_parent(stat: Path) -> tuple[int, int] | None:
+    fields = read_stat(stat)
+    return (int(stat.parent.name), int(fields[1])) if fields else None
+
+
+def read_stat(stat: Path) -> list[str]:
+    """The fields from the third on (proc_pid_stat(5)): the second, a name, may hold spaces. Empty when it has ended."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def cpu_seconds(pids: set[int]) -> float:
+    """User and system time that the processes have used."""
+    stats = [read_stat(Path(f"/proc/{pid}/stat")) for pid in pids]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats if fields) / TICKS
+
+
+def memory_kb(pids: set[int]) -> int:
+    """Memory of the processes, with shared pages counted once (PSS)."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += sum(int(kb) for kb in re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE))
+    return total
