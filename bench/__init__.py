@@ -1,5 +1,6 @@
 """Measures what the README claims: `python -m bench`.
 
-`servers` starts the real processes and reads what they use, `load` asks and times in a process of its own, `gateway` is
-the sandbox with the time in each token, `naive` is the relay that a tutorial would write, to compare with.
+`servers` starts the real processes and reads what they use, `load` asks and times in a process of its own, `measure`
+puts both together for one server. `gateway` is the sandbox with the time in each token; `naive` is the relay that a
+tutorial would write, to compare with.
 """

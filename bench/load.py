@@ -86,13 +86,13 @@ class Stream(asyncio.Protocol):
             self.over.set_result(None)
 
 
-def request_for(url: str, conversation: str, tokens: int, bearer: str | None) -> bytes:
+def request_for(url: str, conversation: str, tokens: int, bearer: str) -> bytes:
     """A question to the relay, or, with a bearer, to the gateway itself; both answer with `tokens` tokens."""
     place = urlsplit(url)
     prompt = f"count to {tokens}"
-    if bearer is None:
-        fields, credentials = {"conversationId": conversation, "prompt": prompt}, ""
-    else:
+    fields: dict[str, object] = {"conversationId": conversation, "prompt": prompt}
+    credentials = ""
+    if bearer:
         fields = {"messages": [{"role": "user", "content": prompt}], "stream": True}
         credentials = f"Authorization: Bearer {bearer}\r\n"
     body = json.dumps(fields)
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--ramp", type=float, required=True, help="seconds over which the streams begin")
     parser.add_argument("--limit", type=float, required=True, help="seconds until it gives up")
     parser.add_argument("--name", required=True, help="the conversations are NAME-0, NAME-1, ...")
-    parser.add_argument("--bearer", help="an access token: asks the gateway itself")
+    parser.add_argument("--bearer", default="", help="an access token: asks the gateway itself")
     options = parser.parse_args()
     gc.disable()  # a pause here would look like one of the server
     print(json.dumps(summary(asyncio.run(run(options)), options.tokens)))

@@ -104,7 +104,7 @@ def wait_for_url(process: subprocess.Popen[bytes], output: Path, ready: str) -> 
         if found := re.search(ready, output.read_text(errors="replace")):
             return found[1]
         time.sleep(0.02)
-    raise SystemExit(f"{process.args} did not start:\n{output.read_text(errors='replace')[-2000:]}")
+    raise SystemExit(f"{process.args!r} did not start:\n{output.read_text(errors='replace')[-2000:]}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -112,7 +112,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_PATIENCE)
     except subprocess.TimeoutExpired:
-        print(f"{process.args} did not end by itself", file=sys.stderr)
+        print(f"{process.args!r} did not end by itself", file=sys.stderr)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
