@@ -4,13 +4,18 @@
     ├── BadRequest                 400 bad_request
     │   ├── InvalidJson            400 invalid_json
     │   ├── ConversationRequired   400 conversation_required
+    │   ├── BadCursor              400 bad_cursor
     │   ├── BodyTooLarge           413 body_too_large
     │   ├── PromptTooLong          413 prompt_too_long
-    │   └── UnsupportedMediaType   415 unsupported_media_type
+    │   ├── UnsupportedMediaType   415 unsupported_media_type
+    │   └── KeyUsedOtherwise       422 idempotency_key_used_otherwise
     ├── NotFound                   404 not_found
+    ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
     ├── TooManyTurns               503 too_many_turns
     ├── Draining                   503 draining
+    ├── StoreUnavailable           503 store_unavailable
+    ├── Interrupted                503 interrupted
     ├── InternalError              500 internal_error
     ├── TurnTimedOut               504 turn_timed_out
     ├── CredentialsError
@@ -64,6 +69,13 @@ class ConversationRequired(BadRequest):
     )
 
 
+class BadCursor(BadRequest):
+    code = "bad_cursor"
+    sentence = (
+        "`Last-Event-ID` (or `?after=`) must be the id of an event of this stream. Leave it out to read from the start."
+    )
+
+
 class BodyTooLarge(BadRequest):
     code = "body_too_large"
     status = 413
@@ -82,10 +94,22 @@ class UnsupportedMediaType(BadRequest):
     sentence = "Send the body as JSON, with the header `Content-Type: application/json`."
 
 
+class KeyUsedOtherwise(BadRequest):
+    code = "idempotency_key_used_otherwise"
+    status = 422
+    sentence = "This Idempotency-Key came with another body before. Use a new key for a new question."
+
+
 class NotFound(RelayError):
     code = "not_found"
     status = 404
     sentence = "There is nothing at this address."
+
+
+class StreamNotFound(RelayError):
+    code = "stream_not_found"
+    status = 404
+    sentence = "There is no such stream, or its time of retention is over (RETAIN_SECONDS). Ask again."
 
 
 class MethodNotAllowed(RelayError):
@@ -104,6 +128,18 @@ class Draining(RelayError):
     code = "draining"
     status = 503
     sentence = "This worker is stopping. Try again at once: another one takes over."
+
+
+class StoreUnavailable(RelayError):
+    code = "store_unavailable"
+    status = 503
+    sentence = "The server cannot keep answers right now (STORE_URL: full, read-only or out of reach). Try again soon."
+
+
+class Interrupted(RelayError):
+    code = "interrupted"
+    status = 503
+    sentence = "The server had to stop before the answer was finished. Ask again."
 
 
 class InternalError(RelayError):

@@ -1,37 +1,127 @@
-"""The spine: each turn's events, in order, kept for those who follow it."""
+"""The spine: each turn's events, in order, kept for those who follow it.
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+memory.py  sqlite.py  redis.py   the engines: see Journal for the contract
+tail.py                          a turn's last events in this worker, and its followers
+flusher.py                       brings to the engine what the tails have
+courier.py                       what this worker and the others tell each other
+"""
 
-from ..sse import Event
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from ..errors import Interrupted
+from ..sse import Done, Event, Failure
+
+AHEAD = 10_000  # events that a turn may be ahead of what is kept; bounds what a store out of order makes us hold
+LEASE = 3.0  # seconds that a worker's turns are its own without a word from it
+RENEW_INTERVAL = 0.5  # seconds between two renewals of the lease
+RUNNING = "running"
+
+Wish = Literal["cancel", "watch"]
+
+
+class Entry(NamedTuple):
+    """What is known of a turn beside its events."""
+
+    id: str
+    conversation_id: str | None
+    caller: str
+    began: float  # seconds since 1970
+    fingerprint: str = ""  # of the body that began it; compared when an idempotency key comes again
+    status: str = RUNNING
+    last_id: int = 0  # of the last event that is kept
+    reach: int = AHEAD  # the highest id that can have been sent to a client
+    ended: float | None = None  # seconds since 1970
+
+    @property
+    def running(self) -> bool:
+        return self.status == RUNNING
 
 
 class Batch(NamedTuple):
-    """Events of one turn that are to be kept together."""
+    """Events of one turn that are to be kept together; their ids are consecutive."""
 
     turn_id: str
     events: Sequence[Event]
 
+    @property
+    def reach(self) -> int:
+        """How far the turn may run on until the next batch is kept."""
+        last = self.events[-1]
+        return last.id if type(last) is Done else last.id + AHEAD
+
+    @property
+    def status(self) -> str:
+        last = self.events[-1]
+        return last.status if type(last) is Done else RUNNING
+
+
+class News(NamedTuple):
+    """What other workers did."""
+
+    events: Mapping[str, Sequence[Event]]  # of the turns that were asked for
+    wishes: Sequence[tuple[str, Wish]]  # for turns of this worker
+
 
 class Journal(Protocol):
-    """Where events are kept. Times are in seconds of the clock that the engine was made with.
+    """Where events are kept, for one worker; all workers that share a store see the same.
 
-    One writer per turn; any number of readers. A turn's ids are consecutive from 1.
+    Any call may wait, and lets other greenlets run meanwhile; any call raises StoreUnavailable when the store is out of
+    reach, full or read-only, having changed nothing that it would not change again when repeated.
+
+    A turn has one writer, the worker that began it, for as long as that worker's lease holds by the store's clock. Ids
+    are consecutive from 1; only the closing events of a turn whose worker died jump, to behind `reach`: a client can
+    have seen more than was kept, and must not wait behind its own cursor.
     """
 
-    def begin(self, turn_id: str, conversation_id: str | None) -> None:
-        """Makes room for a turn. Raises ValueError when the id is taken."""
+    def begin(self, entry: Entry, key: str | None) -> Entry:
+        """Makes room for a turn of this worker, durable when it returns.
 
-    def append(self, batches: Sequence[Batch]) -> None:
-        """Keeps events of any number of turns in one go; visible to readers when it returns.
+        With a `key` that the same caller used before, changes nothing and returns that earlier turn's entry.
+        """
 
-        Events that are already kept are passed over, so that a batch may be repeated after a failure. A Done ends the
-        turn and begins its time of retention. Batches of turns that are no longer known are dropped. Raises ValueError
-        for ids that leave a gap.
+    def append(self, batches: Sequence[Batch]) -> Collection[str]:
+        """Keeps events of any number of turns in one go; durable and visible to all readers when it returns.
+
+        A batch may be repeated, alone or at the head of a longer one: what is kept already is passed over. A Done ends
+        the turn and begins its time of retention. Returns the turns that another worker has ended, of which nothing was
+        kept. Batches of turns that are not known any more are dropped.
         """
 
     def read(self, turn_id: str, after: int, limit: int) -> list[Event]:
-        """The events with ids above `after`, at most `limit`, in order; empty for a turn that is not known."""
+        """Events with ids above `after`, in order, about `limit` of them; empty when there are none."""
+
+    def find(self, turn_id: str) -> Entry | None:
+        """The turn's entry; None for one that is not known, or not any more."""
+
+    def list(self, conversation_id: str, limit: int) -> list[Entry]:
+        """The newest `limit` turns of a conversation, oldest first."""
+
+    def news(self, cursors: Mapping[str, int], timeout: float) -> News:
+        """Waits up to `timeout` seconds for events behind the cursors, by turn, and for wishes; each wish comes once.
+
+        One greenlet at a time. Empty when nothing came.
+        """
+
+    def wake(self) -> None:
+        """Makes a `news` that waits return, because there are other cursors now."""
+
+    def ask(self, turn_ids: Collection[str], wish: Wish) -> Collection[str]:
+        """Tells the writers of these turns, wherever they are. Returns those of the turns that still run."""
+
+    def renew(self) -> bool:
+        """Renews this worker's lease; False when it had ended before, or was never there."""
+
+    def interrupt_orphans(self) -> Collection[str]:
+        """Ends the turns of workers whose lease has ended, with what `closing` says. Returns them."""
 
     def purge(self) -> int:
-        """Forgets turns whose time of retention is over; returns how many. Never a turn that has not ended."""
+        """Forgets turns whose time of retention is over, some hundreds at most; returns how many. Never one that runs."""
+
+    def close(self) -> None:
+        """Gives up the lease. The caller has ended all its turns."""
+
+
+def closing(reach: int) -> tuple[Failure, Done]:
+    """The last events of a turn whose worker died."""
+    return Failure(reach + 1, Interrupted.sentence, Interrupted.code), Done(reach + 2, "interrupted")
