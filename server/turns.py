@@ -59,6 +59,7 @@ class Turns:
         self._running = 0
         self._last_start: float | None = None
         self._dismissing = False
+        self._closed = False
         self._flusher = Flusher(journal, self._lose)
         self._courier = Courier(journal, self._take_wish, self._check_owned)
         self._greenlets: list[gevent.Greenlet[[], None]] = []
@@ -168,7 +169,10 @@ class Turns:
             turn.end_with(Interrupted())
 
     def close(self) -> None:
-        """Brings the rest to the journal and gives up the lease; all turns have ended."""
+        """Brings the rest to the journal and gives up the lease; all turns have ended. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
         gevent.killall(self._greenlets, block=False)
         self._flusher.flush_all()
         self._journal.close()

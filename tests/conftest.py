@@ -4,6 +4,7 @@ One of each for every worker of pytest; what is only one test's (faults, scripts
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -214,13 +215,17 @@ class RelayServer:
         headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
         return Answer(requests.get(f"{self.url}/streams/{stream_id}", headers=headers, stream=True, timeout=(10, 30)))
 
-    def read_patiently(self, stream_id, after=0):
-        """Reads as EventSource does: comes back behind the last event until the end. Returns all that came."""
+    def read_patiently(self, stream_id, after=0, others=()):
+        """Reads as EventSource does: comes back behind the last event until the end. Returns all that came.
+
+        `others` are further servers behind the same address, as a proxy in front of them would have.
+        """
         events = []
+        servers = itertools.cycle([self, *others])
         while not events or events[-1].get("event") != "done":
             cursor = int(events[-1]["id"]) if events else after
             try:
-                answer = self.follow(stream_id, cursor)
+                answer = next(servers).follow(stream_id, cursor)
                 if answer.response.status_code == 204:
                     break
                 answer.response.raise_for_status()
