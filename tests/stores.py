@@ -1,4 +1,4 @@
-"""Stores for the journal's tests: for each engine one that several workers share, whose time passes when a test says so.
+"""Stores for the journal's tests: for each engine one that several workers share, and whose time a test lets pass.
 
 The tests run without gevent's patches: Redis is waited for in threads, the other engines in greenlets.
 """

@@ -367,7 +367,6 @@ def connect(url: str, timeout: float, size: int) -> redis.Redis:
         timeout=POOL_TIMEOUT,
         socket_connect_timeout=TIMEOUT,
         socket_timeout=timeout,
-        socket_keepalive=True,
         health_check_interval=HEALTH_INTERVAL,
         decode_responses=True,
         protocol=2,
