@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from .settings import Settings, SettingsError, leave, load, load_or_exit
+from .settings import REDIS, Settings, SettingsError, leave, load, load_or_exit, without_password
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 20.0  # seconds for the sandbox and the server to come up
@@ -42,7 +42,11 @@ def example() -> str:
     """The text of .env.example: every setting, its meaning, its default."""
     lines = ["# Every setting of the relay. Copy to .env and set what you need; the values here are the defaults."]
     for name, field in Settings.model_fields.items():
-        lines += ["", f"# {field.description}", f"#{name.upper()}={shown(field.default)}"]
+        lines += [
+            "",
+            f"# {field.description}",
+            f"#{name.upper()}={'' if field.default_factory else shown(field.default)}",
+        ]
     return "\n".join(lines)
 
 
@@ -52,6 +56,8 @@ def shown(value: object) -> str:
         return "(hidden)" if value.get_secret_value() else ""
     if isinstance(value, bool):
         return str(int(value))
+    if isinstance(value, str) and value.startswith(REDIS):
+        return without_password(value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
