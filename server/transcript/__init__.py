@@ -32,7 +32,8 @@ class Delivery:
     def next_text(self) -> tuple[str, int, int] | None:
         """The text that comes next, with the ids of its first and last event; None while there is none.
 
-        At most some MAX_MESSAGE_CHARS, but never less than a token. May wait for the journal, or raise StoreUnavailable.
+        At most some MAX_MESSAGE_CHARS, but never less than one token. May wait for the journal.
+        Raises StoreUnavailable.
         """
         # Looked at before `take`, which may wait: what comes in the meantime is not forgotten.
         is_behind = self._tail.last_id > self._follower.cursor
