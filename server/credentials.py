@@ -3,14 +3,16 @@
 OAuth 2.0 client credentials (RFC 6749, 4.4).
 """
 
+import json
 import logging
+import math
+import os
 import time
 from collections.abc import Callable
 from random import random
 from typing import NamedTuple
 
 import gevent
-import orjson
 import requests
 from gevent.event import AsyncResult
 from urllib3.exceptions import HTTPError
@@ -25,9 +27,11 @@ TIMEOUT = (5.0, 10.0)  # seconds to connect, and between two bytes of the answer
 WHOLE_TIMEOUT = 20.0  # seconds for one try
 TRIES = 3
 AHEAD = 60.0  # seconds before its end that a token is renewed, or a tenth of its life when that is shorter
-DEFAULT_LIFE = 300.0  # seconds; for an answer without expires_in
+DEFAULT_LIFE = 300.0  # seconds; for an answer without a usable expires_in
+MAX_LIFE = 48 * 3600.0  # seconds; the longest that Genesys Cloud gives
 MAX_ANSWER = 64 * 1024  # bytes
 LEAST_WAIT = 0.5  # seconds between two renewals, whatever life a token is said to have
+REFUSED_AGAIN = 5.0  # seconds in which a place that refuses the new token as well does not get another one
 RENEW_AGAIN = 5.0  # seconds after a renewal ahead of time that failed; the old token still works
 CORRELATION = "ININ-Correlation-Id"  # Genesys support asks for it
 
@@ -52,7 +56,10 @@ class Credentials:
             "scope": scope,
         }
         self._session = requests.Session()
+        # REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE go first, as in tls.py: `requests` sees to that itself.
+        self._session.verify = os.environ.get("SSL_CERT_FILE") or True
         self._token: Token | None = None
+        self._renewable = -math.inf  # monotonic seconds; before that, what refuses the token refuses any
         self._fetching: AsyncResult[str] | None = None
         self._renewal: gevent.Greenlet[..., None] | None = None
 
@@ -67,10 +74,18 @@ class Credentials:
         return self._fetch_once()
 
     def renew(self, refused: str) -> str:
-        """Another token than `refused`, which the platform has answered with 401. Raises as `token` does."""
-        if self._token is not None and self._token.value == refused:
-            self._token = None
-        return self.token()
+        """A token in place of `refused`, which the platform has answered with 401. Raises as `token` does.
+
+        Until the new one is there, all others keep the old one: a place that refuses every token, during an outage of
+        the login, must not take away one that is good elsewhere. For the same reason a token that has just replaced
+        a refused one is returned as it is.
+        """
+        token = self._token
+        if token is None or token.value != refused or time.monotonic() < self._renewable:
+            return self.token()
+        value = self._fetch_once()
+        self._renewable = time.monotonic() + REFUSED_AGAIN
+        return value
 
     def close(self) -> None:
         if self._renewal is not None:
@@ -156,10 +171,19 @@ def read_answer(response: requests.Response, body: bytes, clock: Callable[[], fl
     if status != 200:
         raise CredentialsRejected(detail=detail)
     try:
-        answer = orjson.loads(body)
-        value, life = answer["access_token"], float(answer.get("expires_in") or DEFAULT_LIFE)
-    except (ValueError, TypeError, KeyError):
+        answer = json.loads(body, parse_int=float)  # orjson takes neither NaN nor numbers of any length
+        value, life = answer["access_token"], read_life(answer.get("expires_in"))
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise CredentialsRejected(detail=detail + " the answer holds no access token") from None
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
         raise CredentialsRejected(detail=detail + " the answer holds no usable access token")
     return Token(value, clock() + life)
+
+
+def read_life(expires_in: object) -> float:
+    """Seconds that a token is good for."""
+    try:
+        life = 0.0 if isinstance(expires_in, bool) else float(expires_in)  # type: ignore[arg-type]
+    except (ValueError, TypeError, OverflowError):
+        return DEFAULT_LIFE
+    return min(life, MAX_LIFE) if 1 <= life < math.inf else DEFAULT_LIFE

@@ -98,7 +98,7 @@ def test_no_request_fails_or_waits_while_tokens_expire(start_sandbox, start_rela
 
 
 def test_a_token_revoked_in_mid_life_is_renewed_and_the_request_repeated_once(start_relay, sandbox, prompt):
-    relay = start_relay(TRANSCRIPT="off")
+    relay = start_relay(TRANSCRIPT="off")  # a link could renew the token first
     sandbox.script(prompt, ["a", "b"])
     relay.ask(prompt).finish()
     sandbox.expire_tokens()
