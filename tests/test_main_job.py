@@ -97,12 +97,14 @@ def test_no_request_fails_or_waits_while_tokens_expire(start_sandbox, start_rela
     assert set(calls["gateway"]["statuses"]) == {"200"}, "no request has met an expired token"
 
 
-def test_a_token_revoked_in_mid_life_is_renewed_and_the_request_repeated_once(relay, sandbox, prompt):
+def test_a_token_revoked_in_mid_life_is_renewed_and_the_request_repeated_once(relay, sandbox, prompt, conversation):
     sandbox.script(prompt, ["a", "b"])
-    relay.ask(prompt).finish()
+    relay.ask(prompt, conversation).finish()
+    # A link that is still to be opened would renew the token before the gateway can refuse it.
+    until(lambda: sandbox.text_of(conversation) == "ab", "the transcript")
     sandbox.expire_tokens()
     before = sandbox.calls()["oauth"]["calls"]
-    assert relay.ask(prompt).finish().text == "ab"
+    assert relay.ask(prompt, conversation).finish().text == "ab"
     assert sandbox.gateway_calls(prompt) == 3
     assert sandbox.calls()["oauth"]["calls"] - before == 1
 
