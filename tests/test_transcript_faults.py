@@ -3,6 +3,8 @@
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 
 from server.transcript.handshake import Answer, is_accepted, read_answer, request
 
-from .conftest import until
+from .conftest import ROOT, until
 
 TOKENS = [f"t{i} " for i in range(30)]
 TEXT = "".join(TOKENS)
@@ -151,6 +153,14 @@ def test_a_turn_that_the_journal_has_forgotten_does_not_block_those_after_it(
     relay.ask(short, conversation).finish()
     until(lambda: TEXT in sandbox.text_of(conversation), "the transcript of the next turn", patience=40)
     assert [e["turn"] for e in incomplete(relay, conversation)] == [forgotten]
+
+
+def test_a_journal_that_fails_costs_no_text(sandbox, conversation):
+    command = [sys.executable, "-m", "tests.failing_journal", sandbox.url, conversation]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert sandbox.text_of(conversation) == "".join(f"t{number} " for number in range(3000))
+    assert "secret" not in ended.stderr
 
 
 def test_the_oldest_turn_is_given_up_when_too_many_wait(start_relay, sandbox, prompt, conversation):
