@@ -3,6 +3,8 @@
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 
 from server.transcript.handshake import Answer, is_accepted, read_answer, request
 
-from .conftest import until
+from .conftest import ROOT, until
 
 TOKENS = [f"t{i} " for i in range(30)]
 TEXT = "".join(TOKENS)
@@ -52,9 +54,7 @@ def incomplete(relay, conversation):
         ("gone", {"after": 4, "calls": 3}),
         ("no_pongs", {}),
         ("mute", {"after": 4}),
-        ("slow_handshake", {}),
         ("huge_frame", {"after": 4}),
-        ("endless_message", {"after": 4}),
     ],
 )
 def test_a_lost_link_is_opened_again_and_no_text_is_missing(relay, sandbox, prompt, conversation, fault, order):
@@ -98,6 +98,22 @@ def test_a_platform_that_refuses_every_login_does_not_stop_the_answer(start_rela
     until(lambda: any("link lost" in e["message"] for e in relay.log), "the log line")
 
 
+@pytest.mark.parametrize(
+    ("fault", "detail"),
+    [
+        ("slow_handshake", "handshake not done within 10 s"),
+        ("huge_frame", "the platform sent more than 16384 bytes at once"),
+        ("endless_message", "the platform sent more than 16384 bytes at once"),
+    ],
+)
+def test_what_the_platform_sends_is_bounded_in_size_and_time(relay, sandbox, prompt, conversation, fault, detail):
+    sandbox.script(prompt, TOKENS, interval_ms=10)
+    sandbox.fault("transcript", fault)
+    relay.ask(prompt, conversation).finish()
+    (lost, *_) = until(lambda: links_lost(relay, conversation), "the log line")
+    assert lost["detail"] == detail
+
+
 @pytest.mark.parametrize("fault", ["cookie", "odd_cookie"])
 def test_a_cookie_is_neither_kept_nor_a_reason_to_fail(relay, sandbox, prompt, conversation, fault):
     sandbox.script(prompt, TOKENS)
@@ -137,6 +153,14 @@ def test_a_turn_that_the_journal_has_forgotten_does_not_block_those_after_it(
     relay.ask(short, conversation).finish()
     until(lambda: TEXT in sandbox.text_of(conversation), "the transcript of the next turn", patience=40)
     assert [e["turn"] for e in incomplete(relay, conversation)] == [forgotten]
+
+
+def test_a_journal_that_fails_costs_no_text(sandbox, conversation):
+    command = [sys.executable, "-m", "tests.failing_journal", sandbox.url, conversation]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert sandbox.text_of(conversation) == "".join(f"t{number} " for number in range(3000))
+    assert "secret" not in ended.stderr
 
 
 def test_the_oldest_turn_is_given_up_when_too_many_wait(start_relay, sandbox, prompt, conversation):
@@ -262,7 +286,7 @@ def test_the_answer_is_read_whatever_the_case_of_its_names():
 
 @pytest.mark.parametrize("head", [b"", b"SSH-2.0-OpenSSH_9.6", b"HTTP/1.1 abc", b"HTTP/1.1"])
 def test_what_is_not_http_is_no_answer(head):
-    with pytest.raises(ValueError, match="not HTTP|invalid literal"):
+    with pytest.raises(ValueError, match=r"not HTTP|invalid literal"):
         read_answer(head)
 
 

@@ -33,6 +33,7 @@ PING_INTERVAL = 20.0  # seconds of silence on a link
 CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; the most that can repeat after a loss
 PONG_TIMEOUT = 20.0  # seconds until a link that answers no ping is given up
 TICK = 0.25  # seconds; how late a link's own times may be noticed
+HEAD_START = 0.005  # seconds that a new link leaves to the question: its handshake would delay a quick first token
 STORE_WAIT = 0.5  # seconds until a store that could not be read is asked again
 MAX_WAITING = 500  # turns of one conversation that are not yet delivered
 MAX_WAITING_PER_LINK = 2  # of the links that a worker may keep: as many as can run, and as many again that wait
@@ -177,6 +178,7 @@ class Link:
     def _run(self) -> None:
         """Opens the link, serves it, opens it again when it is lost; ends once there is nothing to send."""
         try:
+            gevent.sleep(HEAD_START)
             while self._deliveries:
                 try:
                     self._carry()
