@@ -21,6 +21,7 @@ class Calls:
         self.gateway_figures: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.transcript_figures: Counter[str] = Counter()
+        self.closes: Counter[str] = Counter()
         self._connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     def oauth(self, status: int | None, order: Order | None) -> None:
@@ -35,15 +36,22 @@ class Calls:
             self.statuses[str(status)] += 1
         self._note("gateway", status, order, prompt)
 
-    def connection(self, transport: asyncio.BaseTransport | None) -> None:
-        if transport is not None and transport not in self._connections:
-            self._connections.add(transport)
-            self.gateway_figures["connections"] += 1
+    def connection(self, transport: asyncio.BaseTransport | None) -> bool:
+        """Counts a connection once; returns whether it has come before."""
+        if transport is None or transport in self._connections:
+            return True
+        self._connections.add(transport)
+        self.gateway_figures["connections"] += 1
+        return False
 
     def handshake(self, status: int, order: Order | None) -> None:
         self.transcript_figures["handshakes"] += 1
         self.transcript_figures["opened" if status == 101 else "refused"] += 1
         self._note("transcript", status, order)
+
+    def close_frame(self, code: int) -> None:
+        """Counts a close frame that the relay has sent of its own accord."""
+        self.closes[str(code)] += 1
 
     def _note(self, place: str, status: int | None, order: Order | None, prompt: str | None = None) -> None:
         entry = {"at": time.time(), "place": place, "status": status, "fault": order.fault if order else None}
@@ -56,7 +64,7 @@ class Calls:
         return {
             "oauth": pick(self.oauth_figures, "calls", "issued", "refused"),
             "gateway": gateway | {"statuses": dict(self.statuses)},
-            "transcript": transcript | {"open": open_links},
+            "transcript": transcript | {"open": open_links, "closes": dict(self.closes)},
             "log": list(self.log),
         }
 

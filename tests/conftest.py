@@ -4,6 +4,7 @@ One of each for every worker of pytest; what is only one test's (faults, scripts
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -34,10 +36,13 @@ def until(condition, what="the condition", patience=PATIENCE):
 
 
 class Process:
-    """A server process of the test's own, with all that it prints in a file."""
+    """A server process of the test's own, with all that it prints.
+
+    It prints into a pipe: a limit on its files, which stands for a full disk, must not meet its log.
+    """
 
     def __init__(self, command, environment, ready):
-        self.output_file = tempfile.NamedTemporaryFile(prefix="relay-test-", suffix=".log", delete=False)  # noqa: SIM115
+        self._output = bytearray()
         names = (
             "GENESYS_",
             "OAUTH_",
@@ -47,26 +52,34 @@ class Process:
             "LOG_",
             "DEFAULT_CONVERSATION_ID",
             "DISCONNECT_",
+            "STORE_",
+            "RETAIN_",
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=inherited | {"PYTHONUNBUFFERED": "1"} | environment,
-            stdout=self.output_file,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         found = until(lambda: re.search(ready, self.output) or self._ended(), f"{command}: {ready}")
         assert found is not True, f"{command} ended: {self.output}"
         self.url = found.group(1)
+
+    def _read(self):
+        while piece := self.process.stdout.read1():
+            self._output += piece
 
     def _ended(self):
         return self.process.poll() is not None
 
     @property
     def output(self):
-        return Path(self.output_file.name).read_text(errors="replace")
+        return bytes(self._output).decode(errors="replace")
 
     def stop(self, number=signal.SIGTERM):
         """Ends it; returns its exit status."""
@@ -81,8 +94,8 @@ class Process:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            self.output_file.close()
-            Path(self.output_file.name).unlink(missing_ok=True)
+            self._reader.join(10)
+            self.process.stdout.close()
 
 
 class Sandbox:
@@ -140,7 +153,9 @@ class RelayServer:
 
     def __init__(self, sandbox_url, **settings):
         command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+        self.folder = tempfile.TemporaryDirectory(prefix="relay-test-")
         defaults = {
+            "STORE_URL": f"sqlite:///{self.folder.name}/relay.db",
             "GENESYS_BASE_URL": sandbox_url,
             "SANDBOX_URL": sandbox_url,
             "OAUTH_CLIENT_ID": "sandbox-client",
@@ -155,6 +170,13 @@ class RelayServer:
         self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)")
         self.url = self.process.url
         until(self._answers, "GET /healthz")
+
+    def stop(self, number=signal.SIGINT):
+        """Ends it; returns its exit status."""
+        try:
+            return self.process.stop(number)
+        finally:
+            self.folder.cleanup()
 
     def _answers(self):
         try:
@@ -176,10 +198,59 @@ class RelayServer:
 
     def ask(self, prompt=None, conversation="", **fields):
         """Opens a stream; see Answer."""
-        body = {"conversationId": conversation or f"c-{uuid.uuid4().hex[:12]}", **fields}
-        if prompt is not None:
-            body["prompt"] = prompt
+        body = question(prompt, conversation, **fields)
         return Answer(requests.post(f"{self.url}/stream-llm", json=body, stream=True, timeout=(10, 30)))
+
+    def begin(self, prompt=None, conversation="", key=None, **fields):
+        """Begins a stream that can be followed; returns its id."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        body = question(prompt, conversation, **fields)
+        answer = requests.post(f"{self.url}/streams", json=body, headers=headers, timeout=10)
+        assert answer.status_code == 201, answer.text
+        assert answer.headers["Location"] == answer.json()["url"]
+        return answer.json()["id"]
+
+    def follow(self, stream_id, after=None):
+        """Opens the stream again, behind the event `after`; see Answer."""
+        headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
+        return Answer(requests.get(f"{self.url}/streams/{stream_id}", headers=headers, stream=True, timeout=(10, 30)))
+
+    def read_patiently(self, stream_id, after=0, others=()):
+        """Reads as EventSource does: comes back behind the last event until the end. Returns all that came.
+
+        `others` are further servers behind the same address, as a proxy in front of them would have.
+        """
+        events = []
+        servers = itertools.cycle([self, *others])
+        while not events or events[-1].get("event") != "done":
+            cursor = int(events[-1]["id"]) if events else after
+            try:
+                answer = next(servers).follow(stream_id, cursor)
+                if answer.response.status_code == 204:
+                    break
+                answer.response.raise_for_status()
+                for event in answer:
+                    events += [event] if "id" in event else []
+            except (requests.RequestException, AssertionError):
+                time.sleep(0.05)  # EventSource's own pause between two connections
+        return Result(stream_id, events)
+
+    def state(self, stream_id):
+        """The stream as JSON."""
+        answer = requests.get(f"{self.url}/streams/{stream_id}", headers={"Accept": "application/json"}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    @property
+    def workers(self):
+        """Process ids of gunicorn's workers."""
+        pid = self.process.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def question(prompt, conversation, **fields):
+    body = {"conversationId": conversation or f"c-{uuid.uuid4().hex[:12]}", **fields}
+    return body if prompt is None else body | {"prompt": prompt}
 
 
 class Answer:
@@ -202,6 +273,9 @@ class Answer:
                     yield fields | {"data": json.loads(fields["data"])}
         assert buffer == b"", "the stream ended inside an event"
 
+    def __iter__(self):
+        return self._events
+
     def next_event(self):
         return next(self._events)
 
@@ -215,13 +289,19 @@ class Answer:
 
     def finish(self):
         """Reads to the end; returns what came as a Result, having checked what holds for every stream."""
+        result = self.finish_with_jump()
+        ids = [int(e["id"]) for e in result.events if "id" in e]
+        assert ids == list(range(ids[0], ids[0] + len(ids))), "ids are consecutive"
+        return result
+
+    def finish_with_jump(self):
+        """The same for a turn whose worker died: ids jump before the closing events."""
         events = list(self._events)
-        result = Result(self.id, events)
         assert [e.get("event") for e in events].count("done") == 1
         assert events[-1].get("event") == "done", "nothing follows done"
         ids = [int(e["id"]) for e in events if "id" in e]
-        assert ids == list(range(ids[0], ids[0] + len(ids))), "ids are consecutive"
-        return result
+        assert ids == sorted(set(ids))
+        return Result(self.id, events)
 
 
 class Result:
@@ -246,7 +326,7 @@ def shared_sandbox():
 def shared_relay(shared_sandbox):
     relay = RelayServer(shared_sandbox.url)
     yield relay
-    relay.process.stop(signal.SIGINT)
+    relay.stop()
 
 
 @pytest.fixture
@@ -271,7 +351,7 @@ def start_relay(sandbox):
 
     yield start
     for server in started:
-        server.process.stop(signal.SIGINT)
+        server.stop()
 
 
 @pytest.fixture
