@@ -19,7 +19,7 @@ from .stores import RETAIN, MemoryStore, RedisServer, RedisStore, SqliteStore, e
 WORKERS = 3
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """One that may have died; its journal is what it could do."""
 
@@ -28,7 +28,7 @@ class Worker:
     turns: list["Turn"] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     entry: object
     key: tuple | None
@@ -52,7 +52,7 @@ class Turn:
         return [] if self.forgotten else [event for event in self.kept if event.id > cursor]
 
 
-@dataclass
+@dataclass(eq=False)
 class Follower:
     turn: Turn
     start: int

@@ -1,6 +1,7 @@
 """What only the Redis engine can meet: a server that is gone, full, read-only, restarted, or has lost something."""
 
 import signal
+import socket
 import time
 
 import pytest
@@ -203,6 +204,30 @@ def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):
     assert server.client.keys() == []
 
 
+def test_a_cluster_takes_all_scripts():
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = "--port", str(one.getsockname()[1]), "--cluster-port", str(other.getsockname()[1])
+    server = RedisServer("--cluster-enabled", "yes", "--bind", "127.0.0.1", *ports)
+    try:
+        server.client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        until(lambda: "ok" in server.client.execute_command("CLUSTER INFO").values())
+        store = RedisStore(server)
+        ann, bob = store.worker("ann"), store.worker("bob")
+        turn = ann.begin(entry(), "key")
+        assert bob.begin(entry(), "key") == turn
+        assert not ann.append([batch(turn, 1, 2)])
+        assert list(bob.ask([turn.id], "cancel")) == [turn.id]
+        assert list(ann.news({turn.id: 1}, 1)) == [{turn.id: tokens(2, 2)}, [(turn.id, "cancel")]]
+        store.outlive_lease(bob)
+        assert list(bob.interrupt_orphans()) == [turn.id]
+        assert [found.status for found in bob.turns_of("c", 10)] == ["interrupted"]
+        store.close()
+    finally:
+        server.remove()
+
+
 def test_all_keys_lie_in_one_slot_and_none_that_stays_for_ever_belongs_to_an_ended_turn(server, ann, bob):
     turn = ann.begin(entry(), "key")
     bob.ask([turn.id], "watch")
@@ -234,3 +259,13 @@ def test_who_finds_all_connections_busy_waits(server, store, ann):
     ann.append([batch(turn, 1, 2)])
     readers = [store.later(ann.read, turn.id, 0, 10) for _ in range(100)]
     assert all(reader.get(10) == tokens(1, 2) for reader in readers)
+
+
+def test_what_another_hand_deleted_stops_nobody(server, store, ann, bob):
+    gone, turn = ann.begin(entry(), None), ann.begin(entry(), None)
+    server.client.delete(f"{{relay}}:turn:{gone.id}")
+    store.outlive_lease(bob)
+    assert list(bob.interrupt_orphans()) == [turn.id]
+    assert server.client.smembers("{relay}:workers") == set()
+    assert bob.turns_of("c", 10) == [bob.find(turn.id)]
+    assert server.client.zrange("{relay}:conversation:c", 0, -1) == [turn.id], "the list was cleaned as it was read"

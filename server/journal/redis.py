@@ -34,6 +34,7 @@ TAG = "{relay}:"
 MAX_CONNECTIONS = 16  # of a worker, beside the one that waits for news; who finds none free waits
 POOL_TIMEOUT = 10.0  # seconds to wait for a free connection
 TIMEOUT = 2.0  # seconds for a connection or a reply; a worker whose Redis takes longer is about to lose its lease
+RETRY_AFTER = 2  # seconds after which callers may come back
 HEALTH_INTERVAL = 15  # seconds of silence after which a connection is tried with a PING first: firewalls forget
 NEWS_BLOCK = 5.0  # seconds that one XREAD waits; the socket's timeout lies TIMEOUT above it
 NEWS_BATCHES = 512  # that one `news` brings, for all turns that it follows; at least one each
@@ -383,7 +384,7 @@ def reaching() -> Iterator[None]:
     try:
         yield
     except (redis.exceptions.RedisError, OSError) as error:
-        raise StoreUnavailable(detail=type(error).__name__) from None
+        raise StoreUnavailable(detail=type(error).__name__, retry_after=RETRY_AFTER) from None
 
 
 def place_of(caller: str, key: str | None) -> str:
