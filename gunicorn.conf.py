@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from server.journal.engines import prepare_or_exit
 from server.settings import load_or_exit
 from server.telemetry import log_config
+from server.worker import hurry_on_second_term
 
 settings = load_or_exit()
+prepare_or_exit(settings.store_url)
 
 wsgi_app = "server:create_app()"
 worker_class = "server.worker.Worker"
@@ -13,7 +16,7 @@ worker_class = "server.worker.Worker"
 # BIND. Behind nginx a loopback address is right.
 bind = settings.bind
 
-# WEB_CONCURRENCY. The journal is in each worker's memory, and a conversation's link belongs to one worker.
+# WEB_CONCURRENCY. A stream begun on one worker can be followed, resumed and cancelled on every other.
 workers = settings.web_concurrency
 
 # Connections that one worker holds. Each turn has a client, and others may look in; MAX_TURNS is what refuses politely.
@@ -27,6 +30,9 @@ timeout = 30
 
 # After TERM or HUP a worker stays until its turns have ended: longer than any turn may take (GATEWAY_TIMEOUT).
 graceful_timeout = int(settings.gateway_timeout) + 15
+
+# A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
+when_ready = hurry_on_second_term
 
 # An idle connection is kept for a proxy's next request, but a stopping worker waits for it: no longer than this.
 keepalive = 5

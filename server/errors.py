@@ -5,6 +5,7 @@
     │   ├── InvalidJson            400 invalid_json
     │   ├── ConversationRequired   400 conversation_required
     │   ├── BadCursor              400 bad_cursor
+    │   ├── BodyTooSlow            408 body_too_slow
     │   ├── BodyTooLarge           413 body_too_large
     │   ├── PromptTooLong          413 prompt_too_long
     │   ├── UnsupportedMediaType   415 unsupported_media_type
@@ -74,6 +75,12 @@ class BadCursor(BadRequest):
     sentence = (
         "`Last-Event-ID` (or `?after=`) must be the id of an event of this stream. Leave it out to read from the start."
     )
+
+
+class BodyTooSlow(BadRequest):
+    code = "body_too_slow"
+    status = 408
+    sentence = "The body did not arrive in time. Send it again."
 
 
 class BodyTooLarge(BadRequest):

@@ -1,5 +1,6 @@
 """All that a relay is made of, put together; and the Flask extension that an app mounts."""
 
+import secrets
 import weakref
 from typing import ClassVar
 
@@ -7,11 +8,13 @@ from flask import Flask
 
 from .credentials import Credentials
 from .gateway import Gateway
-from .journal.memory import MemoryJournal
+from .journal import Entry
+from .journal.engines import open_journal
 from .prompt import Prompt
 from .settings import Settings, secret_text
 from .transcript.websocket import Transcript
-from .turn import Turn, Turns
+from .turn import Turn
+from .turns import Key, Turns
 
 
 class Relay:
@@ -23,12 +26,12 @@ class Relay:
         self.settings = settings
         self.credentials = make_credentials(settings)
         self.gateway = Gateway(settings, self.credentials, connections=2 * settings.max_turns)
-        self.journal = MemoryJournal(settings.retain_seconds)
         self.transcript: Transcript | None = None
         if settings.transcript == "websocket":
             assert self.credentials is not None
             self.transcript = Transcript(settings, self.credentials, max_links=settings.max_turns)
-        self.turns = Turns(settings, self.gateway, self.journal)
+        journal = open_journal(settings.store_url, worker=secrets.token_hex(8), retain=settings.retain_seconds)
+        self.turns = Turns(settings, self.gateway, journal)
         self.instances.add(self)
 
     @staticmethod
@@ -43,12 +46,14 @@ class Relay:
         app.extensions["relay"] = self
         register(app)
 
-    def ask(self, prompt: Prompt, conversation_id: str | None) -> Turn:
-        """Begins a turn and its way into the transcript. Raises TooManyTurns or Draining."""
-        turn = self.turns.start(prompt, conversation_id)
-        if self.transcript is not None and conversation_id is not None:
+    def ask(
+        self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None = None
+    ) -> tuple[Entry, Turn | None]:
+        """Begins a turn and its way into the transcript; raises and returns as `Turns.start`."""
+        entry, turn = self.turns.start(prompt, conversation_id, caller, key)
+        if turn is not None and self.transcript is not None and conversation_id is not None:
             self.transcript.mirror(conversation_id, turn.tail)
-        return turn
+        return entry, turn
 
     @property
     def busy(self) -> bool:

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     transcript_interval_ms: Annotated[int, Field(ge=0, description="least time between two messages")] = 0
     transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
 
+    store_url: str = Field("sqlite:///var/relay.db", description="where answers are kept")
     retain_seconds: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="how long an answer is kept after its end")
     ] = 3600

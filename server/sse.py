@@ -4,7 +4,7 @@ The format is the WHATWG HTML standard's, 9.2.5 and 9.2.6; the shapes are those 
 and a closing `done` added. JSON never holds a raw line end, so that one `data:` line carries each event.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -44,8 +44,21 @@ class Retrying(NamedTuple):
 Event = Token | Failure | Done
 
 RECONNECT_MS = 1000  # how long a browser's EventSource waits before it comes back
-RETRY = b"retry: %d\n\n" % RECONNECT_MS
+COME_BACK_MS = (50, 500)  # the same when a worker stops: at once, but not all in the same moment
 PING = b": ping\n\n"
+
+
+def opening(cursor: int) -> bytes:
+    """What each stream begins with. The cursor is said early: a client that loses the link again before the first
+    event must still know it (WHATWG HTML, 9.2.6: an id counts without data as well)."""
+    retry = b"retry: %d\n" % RECONNECT_MS
+    return retry + (b"id: %d\n\n" % cursor if cursor else b"\n")
+
+
+def come_back(random: Callable[[], float]) -> bytes:
+    """The last words of a worker that stops; `random` gives numbers from 0 to 1."""
+    least, most = COME_BACK_MS
+    return b"retry: %d\n\n" % (least + random() * (most - least))
 
 
 def encode(events: Sequence[Event | Retrying]) -> bytes:

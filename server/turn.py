@@ -3,33 +3,20 @@
     starting ──> streaming ──> complete | failed | cancelled | interrupted
 
 The turn's greenlet reads the gateway and appends events; everyone else follows. Whatever happens, the last event is one
-Done. One sweeper greenlet a worker does what needs a clock: flushes, pings, deadlines, grace.
+Done.
 """
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
-from gevent.event import Event as Flag
 
 from .chunks import Delta
-from .errors import (
-    AnswerTooLong,
-    Draining,
-    GatewayStalled,
-    InternalError,
-    RelayError,
-    TooManyTurns,
-    TurnTimedOut,
-)
-from .gateway import Chat, Gateway
-from .journal import Journal
+from .errors import AnswerTooLong, InternalError, Interrupted, RelayError
+from .gateway import Chat
 from .journal.tail import Follower, Tail
-from .prompt import Prompt
-from .settings import Settings
 from .sse import Done, Event, Failure, Retrying, Token
 
 log = logging.getLogger(__name__)
@@ -44,35 +31,39 @@ MOVES = {
     "interrupted": frozenset(),
 }
 MAX_ANSWER_CHARS = 1_000_000  # of one answer; bounds what a runaway gateway can make us hold
-FLUSH_INTERVAL = 0.25  # seconds; the most that kill -9 can lose
-PURGE_INTERVAL = 10.0  # seconds
-PING_INTERVAL = 15.0  # seconds of silence until a follower gets a ping
-SEND_TIMEOUT = 30.0  # seconds that one write to a follower may take until the follower is given up
-SWEEP_INTERVAL = 0.5  # seconds
+WATCH_LIFE = 3.0  # seconds that a word from another worker counts, that someone follows there
 
 
-class TurnCancelled(gevent.GreenletExit):  # type: ignore[misc]  # gevent has no type for it
-    """Thrown into a turn's greenlet to end it; `status` is cancelled or interrupted."""
+class Cancelled(gevent.GreenletExit):  # type: ignore[misc]  # gevent has no type for it
+    """Thrown into a turn's greenlet: nobody wants the rest."""
 
-    def __init__(self, status: str) -> None:
-        super().__init__(status)
-        self.status = status
+
+class Lost(gevent.GreenletExit):  # type: ignore[misc]
+    """Thrown into a turn's greenlet: another worker has ended the turn, because this one's lease had run out."""
+
+
+Reason = RelayError | Cancelled | Lost
 
 
 class Turn:
     """One answer in the making. Made by `Turns.start`."""
 
-    def __init__(self, turn_id: str, conversation_id: str | None, chat: Chat, tail: Tail) -> None:
-        self.id = turn_id
+    def __init__(
+        self, tail: Tail, conversation_id: str | None, chat: Chat, on_events: Callable[["Turn"], None]
+    ) -> None:
+        """`on_events` is called when there is something new for the journal."""
+        self.id = tail.turn_id
         self.conversation_id = conversation_id
         self.state = "starting"
         self.chat = chat
         self.tail = tail
         self.began = time.monotonic()
         self.unfollowed_since: float | None = self.began
+        self._watched_until = 0.0
+        self._on_events = on_events
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
         self._reading = False
-        self._end_asked: RelayError | TurnCancelled | None = None
+        self._end_asked: Reason | None = None
         self._first_token: float | None = None
         self._chars = 0
         self._finish_reason: str | None = None
@@ -82,20 +73,34 @@ class Turn:
     def ended(self) -> bool:
         return self.state in ENDS
 
+    @property
+    def watched(self) -> bool:
+        """Whether someone follows on another worker."""
+        return time.monotonic() < self._watched_until
+
     def start(self, on_end: Callable[["Turn"], None]) -> None:
         self._greenlet = gevent.spawn(self._run, on_end)
 
-    def follow(self, cursor: int = 0) -> Follower:
+    def follow(self, cursor: int, can_return: bool) -> Follower:
         """A cursor for someone who reads along; `leave` gives it back."""
         self.unfollowed_since = None
-        return self.tail.follow(cursor)
+        return self.tail.follow(cursor, can_return=can_return)
 
     def leave(self, follower: Follower) -> None:
         follower.close()
-        if not self.tail.audience and self.unfollowed_since is None:
-            self.unfollowed_since = time.monotonic()
+        self.note_audience(time.monotonic())
 
-    def end_with(self, reason: RelayError | TurnCancelled) -> None:
+    def watch(self) -> None:
+        """Someone follows on another worker."""
+        self.unfollowed_since = None
+        self._watched_until = time.monotonic() + WATCH_LIFE
+
+    def note_audience(self, now: float) -> None:
+        """Notes since when no one follows, here or elsewhere."""
+        if self.unfollowed_since is None and not self.tail.audience and now >= self._watched_until:
+            self.unfollowed_since = now
+
+    def end_with(self, reason: Reason) -> None:
         """Ends the turn from outside; does nothing to one that has ended or is about to."""
         if self.ended or self._end_asked is not None:
             return
@@ -112,8 +117,12 @@ class Turn:
         try:
             self._read()
             self._end("complete")
-        except TurnCancelled as cancelled:
-            self._end(cancelled.status)
+        except Cancelled:
+            self._end("cancelled")
+        except Lost:
+            self._end_as_told()
+        except Interrupted as error:
+            self._end("interrupted", error)
         except RelayError as error:
             self._end("failed", error)
         except Exception:
@@ -130,6 +139,7 @@ class Turn:
         try:
             for deltas in self.chat:
                 self._take(deltas)
+                self.tail.wait_for_room()
         finally:
             self._reading = False
 
@@ -150,6 +160,7 @@ class Turn:
                 self._move("streaming")
                 self._first_token = time.monotonic()
             self.tail.append(events)
+            self._on_events(self)
         if self._chars > MAX_ANSWER_CHARS:
             raise AnswerTooLong
 
@@ -160,7 +171,14 @@ class Turn:
             events.append(Failure(self.tail.last_id + 1, error.sentence, error.code))
         events.append(Done(self.tail.last_id + 1 + len(events), status, self._finish_reason, self._usage))
         self.tail.append(events)
+        self._on_events(self)
         self._log_end(status, error)
+
+    def _end_as_told(self) -> None:
+        """Ends as the journal says: the closing events are another worker's."""
+        self._move("interrupted")
+        self.tail.adopt_closing()
+        self._log_end("interrupted", Interrupted(detail="another worker took over: this one was silent for too long"))
 
     def _move(self, state: str) -> None:
         if state not in MOVES[self.state]:
@@ -181,127 +199,6 @@ class Turn:
             log.info("turn ended", extra=fields)
         else:
             log.warning("turn failed", extra=fields | {"code": error.code, "detail": error.detail})
-
-
-class Turns:
-    """All turns of this worker."""
-
-    def __init__(self, settings: Settings, gateway: Gateway, journal: Journal) -> None:
-        self.idle = Flag()
-        self.draining = False
-        self._settings = settings
-        self._gateway = gateway
-        self._journal = journal
-        self._running: dict[str, Turn] = {}
-        self._followed: set[Turn] = set()
-        self._unflushed: set[Tail] = set()
-        self._flush_due = Flag()
-        self._next_purge = 0.0
-        self._greenlets: list[gevent.Greenlet[[], None]] = []
-        self.idle.set()
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def start(self, prompt: Prompt, conversation_id: str | None) -> Turn:
-        """Begins a turn and returns at once. Raises TooManyTurns or Draining; nothing was asked then."""
-        if self.draining:
-            raise Draining(retry_after=1)
-        if len(self._running) >= self._settings.max_turns:
-            raise TooManyTurns(retry_after=2)
-        if not self._greenlets:
-            self._greenlets = [gevent.spawn(self._sweep), gevent.spawn(self._flush)]
-        turn_id = secrets.token_urlsafe(16)
-        deadline = time.monotonic() + self._settings.gateway_timeout
-        self._journal.begin(turn_id, conversation_id)
-        tail = Tail(turn_id, self._journal, self._note_unflushed)
-        turn = Turn(turn_id, conversation_id, self._gateway.open_chat(prompt, turn_id, deadline), tail)
-        self._running[turn_id] = turn
-        self._followed.add(turn)
-        self.idle.clear()
-        turn.start(self._note_end)
-        return turn
-
-    def leave(self, turn: Turn, follower: Follower) -> None:
-        """The follower goes; without any, the turn goes on for DISCONNECT_GRACE."""
-        turn.leave(follower)
-        self._check_grace(turn, time.monotonic())
-
-    def interrupt(self) -> None:
-        """Ends every turn with `interrupted` and begins no more, because the process is about to go."""
-        self.draining = True
-        for turn in list(self._running.values()):
-            turn.end_with(TurnCancelled("interrupted"))
-
-    def close(self) -> None:
-        gevent.killall(self._greenlets, block=False)
-
-    def _note_end(self, turn: Turn) -> None:
-        self._running.pop(turn.id, None)
-        if not self._running:
-            self.idle.set()
-
-    def _note_unflushed(self, tail: Tail) -> None:
-        self._unflushed.add(tail)
-        self._flush_due.set()
-
-    def _flush(self) -> None:
-        """Brings to the journal what the tails have; one transaction for all of them."""
-        while True:
-            self._flush_due.wait()
-            gevent.sleep(FLUSH_INTERVAL)
-            self._flush_due.clear()
-            self._flush_now()
-
-    def _flush_now(self) -> None:
-        tails, self._unflushed = self._unflushed, set()
-        batches = [(tail, tail.unkept()) for tail in tails]
-        try:
-            self._journal.append([batch for _, batch in batches])
-        except Exception:
-            log.exception("journal failed; trying again")
-            self._unflushed |= tails
-            self._flush_due.set()
-            return
-        for tail, batch in batches:
-            tail.kept(batch.events[-1].id)
-
-    def _sweep(self) -> None:
-        interval = min(SWEEP_INTERVAL, self._settings.gateway_idle_timeout / 4, self._settings.gateway_timeout / 4)
-        while True:
-            gevent.sleep(interval)
-            now = time.monotonic()
-            for turn in list(self._followed):
-                self._check_deadlines(turn, now)
-                self._check_grace(turn, now)
-                for follower in turn.tail.followers:
-                    check_follower(turn, follower, now)
-                if turn.ended and not turn.tail.followers:
-                    self._followed.discard(turn)
-            if now >= self._next_purge:
-                self._next_purge = now + PURGE_INTERVAL
-                self._journal.purge()
-
-    def _check_deadlines(self, turn: Turn, now: float) -> None:
-        silent_since = turn.chat.silent_since
-        if now - turn.began > self._settings.gateway_timeout:
-            turn.end_with(TurnTimedOut())
-        elif silent_since is not None and now - silent_since > self._settings.gateway_idle_timeout:
-            turn.end_with(GatewayStalled())
-
-    def _check_grace(self, turn: Turn, now: float) -> None:
-        grace = self._settings.disconnect_grace
-        if grace >= 0 and turn.unfollowed_since is not None and now - turn.unfollowed_since >= grace:
-            turn.end_with(TurnCancelled("cancelled"))
-
-
-def check_follower(turn: Turn, follower: Follower, now: float) -> None:
-    """Keeps the connection of one who waits alive, and gives up one who does not read."""
-    if follower.waiting_since is not None and now - follower.waiting_since >= PING_INTERVAL:
-        follower.nudge()
-    elif follower.sending_since is not None and now - follower.sending_since >= SEND_TIMEOUT:
-        log.warning("client does not read, dropped", extra={"turn": turn.id, "cursor": follower.cursor})
-        follower.drop()
 
 
 def milliseconds(begin: float, end: float | None) -> float | None:

@@ -1,8 +1,14 @@
-"""The gunicorn worker: a gevent worker that stays until its turns are told and its transcripts sent."""
+"""The gunicorn worker: a gevent worker that stays until its turns are told and its transcripts sent.
+
+TERM, HUP, max_requests   drain: followers who can come back are sent to another worker, turns go on to their end
+INT, QUIT                 quick: what runs ends with `interrupted`, said to its followers before the process goes
+"""
 
 import resource
+import signal
+import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
@@ -12,6 +18,7 @@ if TYPE_CHECKING:
 
 TICK = 0.1  # seconds between two looks at what is left
 LAST_WORDS = 3.0  # seconds at the end of the drain for followers to be told
+MAX_FILES = 65_536  # descriptors; where the system sets no limit at all
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -25,18 +32,20 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     @alive.setter
     def alive(self, value: bool) -> None:
-        """TERM, HUP and max_requests all set this to False; from then on the drain's time runs."""
+        """TERM, HUP and max_requests all set this to False, HUP each second again; the first time begins the drain."""
         if value:
             self._stopped_at = None
         elif self._stopped_at is None:
             self._stopped_at = time.monotonic()
-            gevent.spawn_later(self._patience(), self._interrupt)
+            gevent.spawn(self._drain)
 
     def init_process(self) -> None:
         raise_file_limit()
         super().init_process()
 
     def run(self) -> None:
+        for relay in relays():
+            relay.turns.open()
         super().run()
         while any(relay.busy for relay in relays()) and self._patience():
             self.notify()
@@ -44,15 +53,40 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for relay in relays():
             relay.close()
 
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """INT and QUIT. gunicorn's own would end the process in the middle of a sentence."""
+        self.alive = False
+        gevent.spawn(self._quit)
+
+    def _drain(self) -> None:
+        """Sends followers elsewhere; when the time is over, tells what is left that it ends here."""
+        for relay in relays():
+            relay.turns.drain(last_start=time.monotonic() + self._patience() - relay.settings.gateway_timeout)
+        gevent.sleep(self._patience())
+        for relay in relays():
+            relay.turns.interrupt()
+
+    def _quit(self) -> None:
+        for relay in relays():
+            relay.close()
+        sys.exit(0)
+
     def _patience(self) -> float:
         """Seconds until what is left must be told that it ends here."""
         stopped_at = time.monotonic() if self._stopped_at is None else self._stopped_at
         left: float = stopped_at + self.cfg.graceful_timeout - LAST_WORDS - time.monotonic()
         return max(0.0, left)
 
-    def _interrupt(self) -> None:
-        for relay in relays():
-            relay.turns.interrupt()
+
+def hurry_on_second_term(arbiter: Any) -> None:
+    """Makes a second TERM end what runs quickly; gunicorn itself waits out the first one's graceful_timeout."""
+    seen: list[int] = []
+
+    def on_term(number: int, frame: Any) -> None:
+        arbiter.signal(signal.SIGQUIT if seen else number, frame)
+        seen.append(number)
+
+    signal.signal(signal.SIGTERM, on_term)
 
 
 def relays() -> list["Relay"]:
@@ -64,4 +98,5 @@ def relays() -> list["Relay"]:
 def raise_file_limit() -> None:
     """Takes all the files that the system allows: a turn has three sockets (client, gateway, transcript)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = MAX_FILES if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -47,6 +47,8 @@ class Process:
             "LOG_",
             "DEFAULT_CONVERSATION_ID",
             "DISCONNECT_",
+            "STORE_",
+            "RETAIN_",
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
@@ -140,7 +142,9 @@ class RelayServer:
 
     def __init__(self, sandbox_url, **settings):
         command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+        self.folder = tempfile.TemporaryDirectory(prefix="relay-test-")
         defaults = {
+            "STORE_URL": f"sqlite:///{self.folder.name}/relay.db",
             "GENESYS_BASE_URL": sandbox_url,
             "SANDBOX_URL": sandbox_url,
             "OAUTH_CLIENT_ID": "sandbox-client",
@@ -155,6 +159,13 @@ class RelayServer:
         self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)")
         self.url = self.process.url
         until(self._answers, "GET /healthz")
+
+    def stop(self, number=signal.SIGINT):
+        """Ends it; returns its exit status."""
+        try:
+            return self.process.stop(number)
+        finally:
+            self.folder.cleanup()
 
     def _answers(self):
         try:
@@ -176,10 +187,39 @@ class RelayServer:
 
     def ask(self, prompt=None, conversation="", **fields):
         """Opens a stream; see Answer."""
-        body = {"conversationId": conversation or f"c-{uuid.uuid4().hex[:12]}", **fields}
-        if prompt is not None:
-            body["prompt"] = prompt
+        body = question(prompt, conversation, **fields)
         return Answer(requests.post(f"{self.url}/stream-llm", json=body, stream=True, timeout=(10, 30)))
+
+    def begin(self, prompt=None, conversation="", key=None, **fields):
+        """Begins a stream that can be followed; returns its id."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        body = question(prompt, conversation, **fields)
+        answer = requests.post(f"{self.url}/streams", json=body, headers=headers, timeout=10)
+        assert answer.status_code == 201, answer.text
+        assert answer.headers["Location"] == answer.json()["url"]
+        return answer.json()["id"]
+
+    def follow(self, stream_id, after=None):
+        """Opens the stream again, behind the event `after`; see Answer."""
+        headers = {"Accept": "text/event-stream"} | ({} if after is None else {"Last-Event-ID": str(after)})
+        return Answer(requests.get(f"{self.url}/streams/{stream_id}", headers=headers, stream=True, timeout=(10, 30)))
+
+    def state(self, stream_id):
+        """The stream as JSON."""
+        answer = requests.get(f"{self.url}/streams/{stream_id}", headers={"Accept": "application/json"}, timeout=10)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    @property
+    def workers(self):
+        """Process ids of gunicorn's workers."""
+        pid = self.process.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def question(prompt, conversation, **fields):
+    body = {"conversationId": conversation or f"c-{uuid.uuid4().hex[:12]}", **fields}
+    return body if prompt is None else body | {"prompt": prompt}
 
 
 class Answer:
@@ -246,7 +286,7 @@ def shared_sandbox():
 def shared_relay(shared_sandbox):
     relay = RelayServer(shared_sandbox.url)
     yield relay
-    relay.process.stop(signal.SIGINT)
+    relay.stop()
 
 
 @pytest.fixture
@@ -271,7 +311,7 @@ def start_relay(sandbox):
 
     yield start
     for server in started:
-        server.process.stop(signal.SIGINT)
+        server.stop()
 
 
 @pytest.fixture

@@ -97,7 +97,8 @@ def test_no_request_fails_or_waits_while_tokens_expire(start_sandbox, start_rela
     assert set(calls["gateway"]["statuses"]) == {"200"}, "no request has met an expired token"
 
 
-def test_a_token_revoked_in_mid_life_is_renewed_and_the_request_repeated_once(relay, sandbox, prompt):
+def test_a_token_revoked_in_mid_life_is_renewed_and_the_request_repeated_once(start_relay, sandbox, prompt):
+    relay = start_relay(TRANSCRIPT="off")
     sandbox.script(prompt, ["a", "b"])
     relay.ask(prompt).finish()
     sandbox.expire_tokens()

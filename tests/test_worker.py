@@ -10,12 +10,6 @@ import requests
 from .conftest import until
 
 
-def workers(relay):
-    """Process ids of gunicorn's workers."""
-    pid = relay.process.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def test_term_lets_a_stream_go_on_to_its_end(start_relay, sandbox, prompt, conversation):
     relay = start_relay()
     sandbox.script(prompt, ["a ", "b ", "c "], gate=True)
@@ -50,15 +44,15 @@ def test_hup_ends_no_stream_and_new_requests_go_to_a_new_worker(start_relay, san
     sandbox.script(prompt, ["a ", "b "], gate=True)
     answer = relay.ask(prompt)
     assert answer.next_token() == "a "
-    before = workers(relay)
+    before = relay.workers
     relay.process.process.send_signal(signal.SIGHUP)
-    until(lambda: set(workers(relay)) - set(before), "a new worker")
+    until(lambda: set(relay.workers) - set(before), "a new worker")
     other = f"{prompt} other"
     sandbox.script(other, ["x"])
     assert until(lambda: asks_well(relay, other), "an answer of the new worker")
     sandbox.receipt(prompt, 2)
     assert answer.finish().done["status"] == "complete"
-    until(lambda: not set(workers(relay)) & set(before), "the old worker is gone")
+    until(lambda: not set(relay.workers) & set(before), "the old worker is gone")
 
 
 def asks_well(relay, prompt):
@@ -83,7 +77,7 @@ def test_what_outlives_the_drain_is_ended_and_said_so(start_relay, sandbox, prom
 
 def test_an_orphaned_worker_ends_by_itself(start_relay):
     relay = start_relay()
-    (worker,) = workers(relay)
+    (worker,) = relay.workers
     os.kill(relay.process.process.pid, signal.SIGKILL)
     relay.process.process.wait(5)
     until(lambda: not Path(f"/proc/{worker}").exists(), "the worker is gone")

@@ -94,7 +94,7 @@ class Journal(Protocol):
     def find(self, turn_id: str) -> Entry | None:
         """The turn's entry; None for one that is not known, or not any more."""
 
-    def list(self, conversation_id: str, limit: int) -> list[Entry]:
+    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
         """The newest `limit` turns of a conversation, oldest first."""
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -116,7 +116,7 @@ class Journal(Protocol):
         """Ends the turns of workers whose lease has ended, with what `closing` says. Returns them."""
 
     def purge(self) -> int:
-        """Forgets turns whose time of retention is over, some hundreds at most; returns how many. Never one that runs."""
+        """Forgets turns whose time of retention is over, some hundreds at most; returns how many. None that runs."""
 
     def close(self) -> None:
         """Gives up the lease. The caller has ended all its turns."""

@@ -1,74 +1,188 @@
-"""The journal in this process's memory: gone with the process, unseen by other workers."""
+"""The journal in this process's memory: gone with the process, unseen by other processes."""
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gevent.event import Event as Flag
+
 from ..sse import Done, Event, Failure, Token
-from . import Batch
+from . import LEASE, Batch, Entry, News, Wish, closing
 
 MAX_BYTES = 256 * 1024 * 1024  # of kept events; beyond it the turns that ended first are forgotten before their time
 EVENT_BYTES = 120  # an event's Python objects without its text
+NEWS_LIMIT = 512  # events of one turn that `news` brings at once
+MAX_WISHES = 10_000  # that wait for a worker; older ones are dropped
 
 
 @dataclass(slots=True)
 class Record:
-    conversation_id: str | None
+    entry: Entry
+    writer: str
+    key: tuple[str, str] | None
     events: list[Event] = field(default_factory=list)
     size: int = 0
-    ended: bool = False
+
+
+@dataclass(slots=True)
+class Store:
+    """What the journals of several workers share."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    keys: dict[tuple[str, str], str] = field(default_factory=dict)  # caller and idempotency key: the turn's id
+    ended: OrderedDict[str, float] = field(default_factory=OrderedDict)  # when, in the order in which turns ended
+    leases: dict[str, float] = field(default_factory=dict)
+    wishes: dict[str, list[tuple[str, Wish]]] = field(default_factory=dict)
+    changed: Flag = field(default_factory=Flag)
+    size: int = 0
+
+    def note_change(self) -> None:
+        changed, self.changed = self.changed, Flag()
+        changed.set()
 
 
 class MemoryJournal:
     """See `Journal` for the contract."""
 
-    def __init__(self, retain: float, clock: Callable[[], float] = time.monotonic, max_bytes: int = MAX_BYTES) -> None:
-        """`retain` is in seconds after a turn's end."""
+    def __init__(
+        self,
+        worker: str,
+        retain: float,
+        clock: Callable[[], float] = time.time,
+        store: Store | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """`retain` is in seconds after a turn's end. Without `store`, the journal has one of its own."""
+        self._worker = worker
         self._retain = retain
         self._clock = clock
+        self._store = store or Store()
         self._max_bytes = max_bytes
-        self._records: dict[str, Record] = {}
-        self._ends: OrderedDict[str, float] = OrderedDict()
-        self._size = 0
+        self._woken = False
 
-    def begin(self, turn_id: str, conversation_id: str | None) -> None:
-        if turn_id in self._records:
-            raise ValueError(f"turn {turn_id} exists")
-        self._records[turn_id] = Record(conversation_id)
+    def begin(self, entry: Entry, key: str | None) -> Entry:
+        full_key = None if key is None else (entry.caller, key)
+        if full_key is not None and full_key in self._store.keys:
+            return self._store.records[self._store.keys[full_key]].entry
+        if entry.id in self._store.records:
+            raise ValueError(f"turn {entry.id} exists")
+        self._store.records[entry.id] = Record(entry, self._worker, full_key)
+        if full_key is not None:
+            self._store.keys[full_key] = entry.id
+        return entry
 
-    def append(self, batches: Sequence[Batch]) -> None:
-        for turn_id, events in batches:
-            record = self._records.get(turn_id)
+    def append(self, batches: Sequence[Batch]) -> Collection[str]:
+        lost = set()
+        for batch in batches:
+            record = self._store.records.get(batch.turn_id)
             if record is None:
                 continue
-            fresh = [event for event in events if event.id > len(record.events)]
-            if fresh and (fresh[0].id != len(record.events) + 1 or fresh[-1].id != len(record.events) + len(fresh)):
-                raise ValueError(f"turn {turn_id}: event {fresh[0].id} does not follow {len(record.events)}")
-            record.events += fresh
-            size = sum(map(event_size, fresh))
-            record.size += size
-            self._size += size
-            if fresh and type(fresh[-1]) is Done:
-                record.ended = True
-                self._ends[turn_id] = self._clock()
-        while self._size > self._max_bytes and self._ends:
-            self._forget_oldest()
+            if record.writer == self._worker and record.entry.running:
+                self._keep(record, batch)
+            elif record.entry.last_id > batch.events[-1].id:
+                lost.add(batch.turn_id)
+        while self._store.size > self._max_bytes and self._store.ended:
+            self._forget(next(iter(self._store.ended)))
+        self._store.note_change()
+        return lost
 
     def read(self, turn_id: str, after: int, limit: int) -> list[Event]:
-        record = self._records.get(turn_id)
-        return record.events[after : after + limit] if record else []
+        record = self._store.records.get(turn_id)
+        if record is None:
+            return []
+        begin = min(after, len(record.events))
+        while begin > 0 and record.events[begin - 1].id > after:  # ids jump before the closing events
+            begin -= 1
+        return record.events[begin : begin + limit]
+
+    def find(self, turn_id: str) -> Entry | None:
+        record = self._store.records.get(turn_id)
+        return None if record is None else record.entry
+
+    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
+        found = [record.entry for record in self._store.records.values()]
+        found = [entry for entry in found if entry.conversation_id == conversation_id]
+        return sorted(found, key=lambda entry: entry.began)[-limit:]
+
+    def news(self, cursors: Mapping[str, int], timeout: float) -> News:
+        deadline = time.monotonic() + timeout
+        while True:
+            changed = self._store.changed
+            found = {turn_id: self.read(turn_id, cursor, NEWS_LIMIT) for turn_id, cursor in cursors.items()}
+            found = {turn_id: events for turn_id, events in found.items() if events}
+            wishes = self._store.wishes.pop(self._worker, [])
+            left = deadline - time.monotonic()
+            if found or wishes or self._woken or left <= 0:
+                self._woken = False
+                return News(found, wishes)
+            changed.wait(left)
+
+    def wake(self) -> None:
+        self._woken = True
+        self._store.note_change()
+
+    def ask(self, turn_ids: Collection[str], wish: Wish) -> Collection[str]:
+        running = set()
+        for turn_id in turn_ids:
+            record = self._store.records.get(turn_id)
+            if record is not None and record.entry.running:
+                running.add(turn_id)
+                waiting = self._store.wishes.setdefault(record.writer, [])
+                if (turn_id, wish) not in waiting:
+                    waiting.append((turn_id, wish))
+                    del waiting[:-MAX_WISHES]
+        self._store.note_change()
+        return running
+
+    def renew(self) -> bool:
+        now = self._clock()
+        unbroken = self._store.leases.get(self._worker, 0.0) >= now
+        self._store.leases[self._worker] = now + LEASE
+        return unbroken
+
+    def interrupt_orphans(self) -> Collection[str]:
+        now = self._clock()
+        orphans = [
+            record
+            for record in self._store.records.values()
+            if record.entry.running and self._store.leases.get(record.writer, 0.0) < now
+        ]
+        for record in orphans:
+            self._keep(record, Batch(record.entry.id, closing(record.entry.reach)))
+        if orphans:
+            self._store.note_change()
+        return [record.entry.id for record in orphans]
 
     def purge(self) -> int:
-        before = len(self._records)
         horizon = self._clock() - self._retain
-        while self._ends and next(iter(self._ends.values())) <= horizon:
-            self._forget_oldest()
-        return before - len(self._records)
+        old = [turn_id for turn_id, ended in self._store.ended.items() if ended <= horizon]
+        for turn_id in old:
+            self._forget(turn_id)
+        return len(old)
 
-    def _forget_oldest(self) -> None:
-        turn_id, _ = self._ends.popitem(last=False)
-        self._size -= self._records.pop(turn_id).size
+    def close(self) -> None:
+        self._store.leases.pop(self._worker, None)
+
+    def _keep(self, record: Record, batch: Batch) -> None:
+        fresh = [event for event in batch.events if event.id > record.entry.last_id]
+        if not fresh:
+            return
+        record.events += fresh
+        size = sum(map(event_size, fresh))
+        record.size += size
+        self._store.size += size
+        record.entry = record.entry._replace(last_id=fresh[-1].id, reach=batch.reach, status=batch.status)
+        if not record.entry.running:
+            record.entry = record.entry._replace(ended=self._clock())
+            self._store.ended[record.entry.id] = self._clock()
+
+    def _forget(self, turn_id: str) -> None:
+        del self._store.ended[turn_id]
+        record = self._store.records.pop(turn_id)
+        self._store.size -= record.size
+        if record.key is not None:
+            del self._store.keys[record.key]
 
 
 def event_size(event: Event) -> int:

@@ -1,102 +1,139 @@
-"""The last events of a turn that runs in this worker, and those who follow it.
+"""The last events of a turn in this worker's memory, and those who follow it.
 
-The writer never waits: it appends and wakes. Each follower takes what lies behind its own cursor, from here or, when it
-has fallen behind what is held here, from the journal.
+Whoever brings events (the turn itself, or the courier for a turn of another worker) never waits for a follower: it
+appends and wakes. Each follower takes what lies behind its own cursor, from here or, when it has fallen behind what is
+held here, from the journal.
 """
 
 import time
 from collections.abc import Callable, Iterator
 
+import gevent
+
 from ..bell import Bell
-from ..sse import Done, Event, Retrying
-from . import Batch, Journal
+from ..errors import StoreUnavailable
+from ..sse import Done, Event, Retrying, Token
+from . import AHEAD, Batch, Journal, closing
 
 HELD = 512  # events that stay here once the journal has them
-READ_LIMIT = 512  # events that a follower takes at once
+READ_LIMIT = 512  # events that a follower takes at once, or fewer:
+READ_BYTES = 64 * 1024  # about what they may come to; a client that does not read makes us hold it
+EVENT_BYTES = 40  # of an event beside its text, as it is sent
+ROOM = AHEAD - 1_000  # events; beyond it the turn waits: one read of the gateway brings some hundreds at most
+STORE_RETRY = 0.5  # seconds until a follower that needs a store out of order asks again
 
 
 class Tail:
-    """Events of one turn, in memory: all that the journal does not have yet, and the last that it has."""
+    """Events of one turn: all that the journal does not have yet, and the last that it has."""
 
-    def __init__(self, turn_id: str, journal: Journal, on_flush_due: Callable[["Tail"], None]) -> None:
-        """`on_flush_due` is called when there is something for the journal and there was nothing before."""
+    def __init__(self, turn_id: str, journal: Journal, last_id: int = 0) -> None:
+        """`last_id` is the last event that the journal has already."""
         self.turn_id = turn_id
-        self.last_id = 0
+        self.last_id = last_id
+        self.kept_id = last_id
         self.ended = False
+        self.flush_by = 0.0  # monotonic seconds; for the flusher
         self.retrying: Retrying | None = None
+        self.followers: set[Follower] = set()
         self._journal = journal
-        self._on_flush_due = on_flush_due
         self._events: list[Event] = []
-        self._first_id = 1
-        self._kept_id = 0
-        self._followers: set[Follower] = set()
+        self._first_id = last_id + 1
+        self._room = Bell()
 
     @property
     def audience(self) -> int:
         """How many people or programs follow; the transcript link is none of them."""
-        return sum(follower.is_audience for follower in self._followers)
+        return sum(follower.is_audience for follower in self.followers)
 
     @property
-    def followers(self) -> list["Follower"]:
-        return list(self._followers)
+    def is_kept(self) -> bool:
+        return self.kept_id == self.last_id
 
     def append(self, events: list[Event]) -> None:
         """Adds events that follow the last one, and wakes who waits for them."""
-        due = self.last_id == self._kept_id
         self._events += events
         self.last_id = events[-1].id
         self.ended = type(events[-1]) is Done
         self.retrying = None
-        if due:
-            self._on_flush_due(self)
-        for follower in self._followers:
+        for follower in self.followers:
             follower.wake()
 
     def tell(self, notice: Retrying) -> None:
         """Says something to those who follow now; it is not kept."""
         self.retrying = notice
-        for follower in self._followers:
+        for follower in self.followers:
             follower.notice = notice
             follower.wake()
 
     def unkept(self) -> Batch:
         """What the journal does not have yet."""
-        return Batch(self.turn_id, self._events[self._kept_id + 1 - self._first_id :])
+        return Batch(self.turn_id, self._events[self._index(self.kept_id) :])
 
     def kept(self, last_id: int) -> None:
         """The journal has all events up to `last_id`: the oldest of them can go."""
-        self._kept_id = last_id
-        spare = min(len(self._events) - HELD, last_id + 1 - self._first_id)
+        self.kept_id = last_id
+        spare = min(len(self._events) - HELD, self._index(last_id))
         if spare >= HELD:
             del self._events[:spare]
             self._first_id += spare
+        self._room.ring()
+
+    def wait_for_room(self) -> None:
+        """Waits while the journal is too far behind: a crash must never end a turn below an id that a client has."""
+        while self.last_id - self.kept_id >= ROOM:
+            self._room.wait()
+
+    def adopt_closing(self) -> None:
+        """Ends as the journal says, where another worker has put the closing events."""
+        try:
+            events = self._journal.read(self.turn_id, self.last_id, READ_LIMIT)
+        except StoreUnavailable:
+            events = []
+        self.append(events or [*closing(self.last_id)])
+        self.kept(self.last_id)
 
     def after(self, cursor: int) -> list[Event]:
-        """Events behind `cursor`, at most some hundreds; empty when there are none yet."""
-        begin = cursor + 1 - self._first_id
-        if begin < 0:
-            return self._journal.read(self.turn_id, cursor, READ_LIMIT)
-        return self._events[begin : begin + READ_LIMIT]
+        """Events behind `cursor`, at most some hundreds; empty when there are none yet. Raises StoreUnavailable."""
+        if cursor + 1 < self._first_id:
+            return within_limit(self._journal.read(self.turn_id, cursor, READ_LIMIT))
+        begin = self._index(cursor)
+        return within_limit(self._events[begin : begin + READ_LIMIT])
 
-    def follow(self, cursor: int = 0, is_audience: bool = True, bell: Bell | None = None) -> "Follower":
-        """`bell` rings when there is news; one that follows several turns gives its own."""
-        follower = Follower(self, cursor, is_audience, bell or Bell())
-        self._followers.add(follower)
+    def follow(
+        self, cursor: int = 0, is_audience: bool = True, can_return: bool = False, bell: Bell | None = None
+    ) -> "Follower":
+        """Someone new who reads along.
+
+        `bell` rings when there is news; one that follows several turns gives its own. `can_return` tells that the
+        follower can come back by itself, and go on where it was.
+        """
+        follower = Follower(self, cursor, is_audience, can_return, bell or Bell())
+        self.followers.add(follower)
         return follower
 
     def leave(self, follower: "Follower") -> None:
-        self._followers.discard(follower)
+        self.followers.discard(follower)
+
+    def _index(self, cursor: int) -> int:
+        """Where the events behind `cursor` begin. Ids are consecutive, but may jump before the closing events."""
+        index = min(cursor + 1 - self._first_id, len(self._events))
+        while index > 0 and self._events[index - 1].id > cursor:
+            index -= 1
+        return index
 
 
 class Follower:
     """One reader of a turn. `cursor` is the id of the last event that it took."""
 
-    def __init__(self, tail: Tail, cursor: int, is_audience: bool, bell: Bell) -> None:
+    def __init__(self, tail: Tail, cursor: int, is_audience: bool, can_return: bool, bell: Bell) -> None:
+        self.turn_id = tail.turn_id
         self.cursor = cursor
         self.is_audience = is_audience
+        self.can_return = can_return
         self.notice: Retrying | None = tail.retrying
         self.nudged = False
         self.closed = False
+        self.dismissed = False
         self.waiting_since: float | None = None  # monotonic seconds, while there is nothing to take
         self.sending_since: float | None = None  # monotonic seconds, while what was taken is being sent
         self.on_drop: Callable[[], None] | None = None
@@ -105,7 +142,7 @@ class Follower:
         self._bell = bell
 
     def take(self) -> list[Event]:
-        """What lies behind the cursor; moves the cursor there. Does not wait."""
+        """What lies behind the cursor; moves the cursor there. Raises StoreUnavailable."""
         events = self._tail.after(self.cursor)
         if events:
             self.cursor = events[-1].id
@@ -122,6 +159,11 @@ class Follower:
         if self.on_drop is not None:
             self.on_drop()
 
+    def dismiss(self) -> None:
+        """Asks the follower to come back elsewhere, because this worker stops."""
+        self.dismissed = True
+        self.close()
+
     def close(self) -> None:
         """Ends the following from either side; may be repeated."""
         self.closed = True
@@ -131,10 +173,10 @@ class Follower:
     def __iter__(self) -> Iterator[list[Event | Retrying]]:
         """All that comes, in order, as much at once as is there; an empty list for a nudge.
 
-        Ends after Done or `close`.
+        Ends after Done or `close`, or when the journal has forgotten what comes next.
         """
         while not self.closed:
-            events: list[Event | Retrying] = [*self.take()]
+            events = self._take_patiently()
             if self.notice is not None:
                 events.insert(0, self.notice)
                 self.notice = None
@@ -145,9 +187,32 @@ class Follower:
                 self.sending_since = None
                 if events and type(events[-1]) is Done:
                     return
-            elif self._tail.last_id > self.cursor:
-                return  # the journal has forgotten what comes next: the time of retention is over
+            elif self._tail.last_id > self.cursor or self._tail.ended:
+                return
             else:
                 self.waiting_since = time.monotonic()
                 self._bell.wait()
                 self.waiting_since = None
+
+    def _take_patiently(self) -> list[Event | Retrying]:
+        """As `take`; waits while the store is out of order, for as long as the client stays."""
+        try:
+            while not self.closed and not self.nudged:
+                try:
+                    return [*self.take()]
+                except StoreUnavailable:
+                    self.waiting_since = self.waiting_since or time.monotonic()
+                    gevent.sleep(STORE_RETRY)
+            return []
+        finally:
+            self.waiting_since = None
+
+
+def within_limit(events: list[Event]) -> list[Event]:
+    """The first of `events`, at least one, that together are no larger than what may be sent at once."""
+    size = 0
+    for index, event in enumerate(events):
+        size += EVENT_BYTES + (len(event.text) if type(event) is Token else 0)
+        if size > READ_BYTES and index:
+            return events[:index]
+    return events

@@ -1,64 +1,185 @@
-"""The seed's route: ask, and read the answer as Server-Sent Events."""
+"""Ask, and read the answer as Server-Sent Events; come back to it, look at it, cancel it."""
 
+import hashlib
 from collections.abc import Iterator
+from random import random
+from typing import Any
 
-from flask import Blueprint, Response, current_app, request
+import gevent
+from flask import Blueprint, Response, current_app, jsonify, request
 
 from .. import sse
 from ..client import Client
-from ..errors import BodyTooLarge, ConversationRequired, UnsupportedMediaType
+from ..errors import (
+    BadCursor,
+    BadRequest,
+    BodyTooLarge,
+    BodyTooSlow,
+    ConversationRequired,
+    UnsupportedMediaType,
+)
+from ..journal import Entry
 from ..journal.tail import Follower
-from ..prompt import read_prompt
+from ..prompt import Prompt, read_prompt
 from ..relay import Relay
-from ..turn import Turn
+from ..sse import Done, Failure, Token
+from ..turns import Key
 
 routes = Blueprint("streams", __name__)
+
+BODY_TIMEOUT = 30.0  # seconds for a request's whole body
+MAX_KEY = 200  # characters of an Idempotency-Key
+MAX_CURSOR_DIGITS = 12
+NOBODY = ""  # the caller's name where no one is asked for it
 
 
 @routes.post("/stream-llm")
 def stream_llm() -> Response:
-    """Asks the gateway and answers with the stream of tokens; see the design's wire shapes."""
+    """Asks the gateway and answers with the stream of tokens."""
     relay = Relay.of(current_app)
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType
-    prompt = read_prompt(read_body(relay.settings.max_body_bytes))
+    prompt, conversation_id = read_question(relay, read_body(relay))
+    entry, turn = relay.ask(prompt, conversation_id, NOBODY)
+    assert turn is not None
+    return stream_response(relay, entry, turn.follow(0, can_return=False))
+
+
+@routes.post("/streams")
+def begin_stream() -> Response:
+    """Asks the gateway and answers with the address to follow the answer at."""
+    relay = Relay.of(current_app)
+    body = read_body(relay)
+    prompt, conversation_id = read_question(relay, body)
+    entry, _ = relay.ask(prompt, conversation_id, NOBODY, read_key(body))
+    response = jsonify(id=entry.id, url=address(entry))
+    response.status_code = 201
+    response.headers["Location"] = address(entry)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+@routes.get("/streams/<stream_id>")
+def follow_stream(stream_id: str) -> Response:
+    """The stream from the client's cursor on, or what it holds so far as JSON."""
+    relay = Relay.of(current_app)
+    if request.accept_mimetypes.best_match(["text/event-stream", "application/json"]) == "application/json":
+        return shown(relay, relay.turns.find(stream_id))
+    cursor = read_cursor()
+    entry = relay.turns.find(stream_id)
+    if not entry.running and cursor == entry.last_id:
+        return Response(status=204)  # stops EventSource
+    return stream_response(relay, entry, relay.turns.follow(entry, cursor))
+
+
+@routes.delete("/streams/<stream_id>")
+def cancel_stream(stream_id: str) -> Response:
+    """Cancels the turn, wherever it runs."""
+    relay = Relay.of(current_app)
+    relay.turns.cancel(relay.turns.find(stream_id))
+    return Response(status=204)
+
+
+@routes.get("/conversations/<conversation_id>/streams")
+def list_streams(conversation_id: str) -> Response:
+    """The newest streams of a conversation, oldest first."""
+    relay = Relay.of(current_app)
+    streams = [
+        {"id": entry.id, "url": address(entry), "status": entry.status, "began": entry.began, "ended": entry.ended}
+        for entry in relay.turns.turns_of(conversation_id)
+    ]
+    return uncached(jsonify(streams=streams))
+
+
+def address(entry: Entry) -> str:
+    return f"/streams/{entry.id}"
+
+
+def read_question(relay: Relay, body: bytes) -> tuple[Prompt, str | None]:
+    """What is asked, and the conversation that it belongs to."""
+    prompt = read_prompt(body)
     conversation_id = prompt.conversation_id or relay.settings.default_conversation_id
     if conversation_id is None and relay.transcript is not None:
         raise ConversationRequired
-    turn = relay.ask(prompt, conversation_id)
-    return stream_response(relay, turn)
+    return prompt, conversation_id
 
 
-def read_body(limit: int) -> bytes:
-    """The request's body. Raises BodyTooLarge beyond `limit` bytes."""
+def read_body(relay: Relay) -> bytes:
+    """The request's JSON body. Raises UnsupportedMediaType, BodyTooLarge or BodyTooSlow."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    limit = relay.settings.max_body_bytes
     # One byte more than allowed: Flask hands out what it has read up to its limit of a chunked body, and says nothing.
     request.max_content_length = limit + 1
-    body = request.get_data(cache=False)
+    with gevent.Timeout(BODY_TIMEOUT, BodyTooSlow()):
+        body = request.get_data(cache=False)
     if len(body) > limit:
         raise BodyTooLarge
     return body
 
 
-def stream_response(relay: Relay, turn: Turn, cursor: int = 0) -> Response:
-    follower = turn.follow(cursor)
-    response = Response(events(relay, turn, follower, Client(request.environ)), mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-cache, no-transform"
-    response.headers["X-Accel-Buffering"] = "no"
-    response.headers["X-Stream-Id"] = turn.id
-    response.headers["Access-Control-Expose-Headers"] = "X-Stream-Id"
-    # A response that is closed before its first piece was asked for never runs the generator's `finally`.
-    response.call_on_close(lambda: relay.turns.leave(turn, follower))
+def read_key(body: bytes) -> Key | None:
+    value = request.headers.get("Idempotency-Key")
+    if value is None:
+        return None
+    if not 1 <= len(value) <= MAX_KEY or not value.isascii() or not value.isprintable():
+        raise BadRequest(f"`Idempotency-Key` must be 1 to {MAX_KEY} printable ASCII characters.")
+    return Key(value, hashlib.sha256(body).hexdigest())
+
+
+def read_cursor() -> int:
+    """The id of the last event that the client has; `?after=` is for clients that cannot send headers."""
+    value = request.headers.get("Last-Event-ID") or request.args.get("after") or "0"
+    if not value.isascii() or not value.isdigit() or len(value) > MAX_CURSOR_DIGITS:
+        raise BadCursor
+    return int(value)
+
+
+def shown(relay: Relay, entry: Entry) -> Response:
+    """The stream as JSON: its state, and the text so far."""
+    events = relay.turns.events_of(entry)
+    last = events[-1] if events else None
+    state: dict[str, Any] = {
+        "id": entry.id,
+        "conversationId": entry.conversation_id,
+        "status": last.status if isinstance(last, Done) else "running",
+        "text": "".join(event.text for event in events if type(event) is Token),
+        "last_event_id": last.id if last else 0,
+        "began": entry.began,
+        "ended": entry.ended,
+    }
+    if isinstance(last, Done):
+        state |= {"finish_reason": last.finish_reason, "usage": last.usage}
+    for event in events[-2:]:
+        if isinstance(event, Failure):
+            state |= {"error": event.error, "code": event.code}
+    return uncached(jsonify(state))
+
+
+def uncached(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def events(relay: Relay, turn: Turn, follower: Follower, client: Client) -> Iterator[bytes]:
+def stream_response(relay: Relay, entry: Entry, follower: Follower) -> Response:
+    response = Response(events(relay, follower, Client(request.environ)), mimetype="text/event-stream")
+    response.headers["Cache-Control"] = "no-cache, no-transform"
+    response.headers["X-Accel-Buffering"] = "no"
+    response.headers["X-Stream-Id"] = entry.id
+    response.headers["Access-Control-Expose-Headers"] = "X-Stream-Id"
+    # A response that is closed before its first piece was asked for never runs the generator's `finally`.
+    response.call_on_close(lambda: relay.turns.leave(follower.turn_id, follower))
+    return response
+
+
+def events(relay: Relay, follower: Follower, client: Client) -> Iterator[bytes]:
     """The body: what is ready goes out in one piece."""
     follower.on_drop = client.hang_up
     client.watch(follower.close)
     try:
-        yield sse.RETRY
+        yield sse.opening(follower.cursor)
         for batch in follower:
             yield sse.encode(batch) if batch else sse.PING
+        if follower.dismissed:
+            yield sse.come_back(random)
     finally:
         client.forget()
-        relay.turns.leave(turn, follower)
+        relay.turns.leave(follower.turn_id, follower)

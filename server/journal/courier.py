@@ -1,0 +1,131 @@
+"""What this worker and the others tell each other through the journal.
+
+It follows turns of other workers for those who read them here, carries wishes (cancel, watch) to where a turn runs,
+keeps the lease by which this worker's turns are its own, and ends the turns of workers that have died.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import gevent
+
+from ..errors import StoreUnavailable
+from ..sse import Event
+from . import RENEW_INTERVAL, Entry, Journal, Wish
+from .tail import READ_LIMIT, Follower, Tail
+
+log = logging.getLogger(__name__)
+
+NEWS_TIMEOUT = 1.0  # seconds that one wait for news takes
+STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
+PURGE_INTERVAL = 10.0  # seconds
+# Seconds that a worker must have held its own lease before it ends the turns of others: when a store has been out of
+# reach, or the clock has jumped, their owners need a moment to say that they live.
+HOLD = 2.0
+WATCH_INTERVAL = 1.0  # seconds between two words to a writer that someone here follows its turn
+
+
+class Courier:
+    def __init__(self, journal: Journal, on_wish: Callable[[str, Wish], None]) -> None:
+        self._journal = journal
+        self._on_wish = on_wish
+        self._mirrors: dict[str, Tail] = {}
+        self._held_since: float | None = None
+        self._failing = False
+
+    @property
+    def followers(self) -> list[Follower]:
+        """Those who follow turns of other workers here."""
+        return [follower for tail in self._mirrors.values() for follower in tail.followers]
+
+    def follow(self, entry: Entry, cursor: int) -> Follower:
+        """A follower of a turn that another worker writes, or that has ended."""
+        tail = self._mirrors.get(entry.id)
+        if tail is None:
+            tail = Tail(entry.id, self._journal, entry.last_id)
+            tail.ended = not entry.running
+            if entry.running:
+                self._mirrors[entry.id] = tail
+                self._journal.wake()
+        return tail.follow(cursor, can_return=True)
+
+    def carry(self) -> None:
+        """Brings news for ever; to be run in one greenlet."""
+        while True:
+            cursors = {turn_id: tail.last_id for turn_id, tail in self._mirrors.items()}
+            try:
+                news = self._journal.news(cursors, NEWS_TIMEOUT)
+            except StoreUnavailable:
+                gevent.sleep(STORE_RETRY)  # said in the log by `keep`
+                continue
+            for turn_id, events in news.events.items():
+                tail = self._mirrors.get(turn_id)
+                # A mirror that was made since may lack what came before these events.
+                if tail is not None and tail.last_id >= cursors[turn_id]:
+                    bring(tail, events)
+            for turn_id, wish in news.wishes:
+                self._on_wish(turn_id, wish)
+            self._let_go()
+
+    def keep(self) -> None:
+        """Keeps the lease, ends what the dead left, and cleans up, for ever; to be run in one greenlet."""
+        next_watch = next_purge = 0.0
+        while True:
+            now = time.monotonic()
+            try:
+                self._keep_lease(now)
+                if now >= next_watch:
+                    next_watch = now + WATCH_INTERVAL
+                    self._watch()
+                if now >= next_purge:
+                    next_purge = now + PURGE_INTERVAL
+                    self._journal.purge()
+                self._note_success()
+            except StoreUnavailable as error:
+                self._note_failure(error)
+            gevent.sleep(RENEW_INTERVAL)
+
+    def _keep_lease(self, now: float) -> None:
+        if not self._journal.renew() or self._held_since is None:
+            self._held_since = now
+        if now - self._held_since >= HOLD:
+            for turn_id in self._journal.interrupt_orphans():
+                log.warning("turn interrupted: its worker has died", extra={"turn": turn_id})
+
+    def _watch(self) -> None:
+        """Says to the writers that someone follows; lets go of turns that have ended or are gone."""
+        if not self._mirrors:
+            return
+        asked = dict(self._mirrors)
+        running = self._journal.ask(list(asked), "watch")
+        for turn_id, tail in asked.items():
+            if turn_id in running:
+                continue
+            while events := self._journal.read(turn_id, tail.last_id, READ_LIMIT):
+                bring(tail, events)
+            tail.ended = True
+            for follower in list(tail.followers):
+                follower.wake()
+
+    def _let_go(self) -> None:
+        self._mirrors = {key: tail for key, tail in self._mirrors.items() if tail.followers and not tail.ended}
+
+    def _note_failure(self, error: StoreUnavailable) -> None:
+        self._held_since = None
+        if not self._failing:
+            log.error("journal out of order", extra={"detail": error.detail})
+        self._failing = True
+
+    def _note_success(self) -> None:
+        if self._failing:
+            log.warning("journal in order again")
+        self._failing = False
+
+
+def bring(tail: Tail, events: Sequence[Event]) -> None:
+    """Adds what the journal holds to a mirror, but for what it has already."""
+    fresh = [event for event in events if event.id > tail.last_id]
+    if fresh:
+        tail.append(fresh)
+        tail.kept(tail.last_id)

@@ -1,0 +1,33 @@
+"""Which engine a STORE_URL means."""
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ..settings import leave
+from . import Journal
+from .memory import MemoryJournal
+from .sqlite import SqliteJournal, prepare
+
+
+def open_journal(url: str, worker: str, retain: float) -> Journal:
+    """The engine, for one worker; it opens nothing before it is used. `retain` is in seconds after a turn's end."""
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        return SqliteJournal(sqlite_path(url), worker, retain)
+    return MemoryJournal(worker, retain)
+
+
+def prepare_or_exit(url: str) -> None:
+    """Makes the store's file and tables where there are none; a store that cannot be used ends the start."""
+    if urlsplit(url).scheme != "sqlite":
+        return
+    try:
+        prepare(sqlite_path(url))
+    except (OSError, sqlite3.Error) as error:
+        leave(f"STORE_URL={url} cannot be used: {error}. Name a file in a folder that the server may write to")
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of `sqlite:///PATH`: three slashes for a path in the working folder, four for an absolute one."""
+    return Path(unquote(urlsplit(url).path).removeprefix("/"))

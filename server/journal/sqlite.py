@@ -1,0 +1,345 @@
+"""The journal in one SQLite file that all workers of a machine share.
+
+Calls run in threads: neither a disk that hangs nor another worker's lock stops the event loop. One row a turn and
+flush, not one a token; calls to `begin` that come while a transaction runs go into the next one together. WAL with
+synchronous=NORMAL survives kill -9 of any process; a power cut can take the last moments.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gevent
+from gevent.threadpool import ThreadPool
+
+from ..errors import StoreUnavailable
+from ..sse import Event
+from . import LEASE, RUNNING, Batch, Entry, News, Wish, closing
+from .codec import pack, unpack
+from .group import Group
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for another worker's; they take milliseconds
+POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn of another worker
+POLL_SLOW = 0.1  # seconds between two looks for wishes alone
+NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
+PURGE_LIMIT = 500  # turns a transaction
+DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
+SCHEMA = [  # one script a version; PRAGMA user_version counts those that were run
+    """
+    CREATE TABLE turns (
+        id TEXT PRIMARY KEY, conversation TEXT, caller TEXT NOT NULL, key TEXT, fingerprint TEXT NOT NULL,
+        worker TEXT NOT NULL, began REAL NOT NULL, ended REAL, status TEXT NOT NULL,
+        last_id INTEGER NOT NULL, reach INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX turns_by_key ON turns (caller, key) WHERE key IS NOT NULL;
+    CREATE INDEX turns_by_conversation ON turns (conversation, began) WHERE conversation IS NOT NULL;
+    CREATE INDEX turns_running ON turns (worker) WHERE status = 'running';
+    CREATE INDEX turns_ended ON turns (ended) WHERE ended IS NOT NULL;
+    CREATE TABLE batches (
+        turn TEXT NOT NULL, last_id INTEGER NOT NULL, first_id INTEGER NOT NULL, events TEXT NOT NULL,
+        PRIMARY KEY (turn, last_id)
+    ) WITHOUT ROWID;
+    CREATE TABLE workers (id TEXT PRIMARY KEY, lease REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE wishes (
+        worker TEXT NOT NULL, turn TEXT NOT NULL, wish TEXT NOT NULL, PRIMARY KEY (worker, turn, wish)
+    ) WITHOUT ROWID;
+    """,
+]
+ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended"  # the fields of Entry, in order
+MINE = "id = :turn AND worker = :worker AND status = 'running'"
+
+
+class SqliteJournal:
+    """See `Journal` for the contract."""
+
+    def __init__(self, path: Path, worker: str, retain: float, clock: Callable[[], float] = time.time) -> None:
+        """`retain` is in seconds after a turn's end; `clock` must be the same for all workers."""
+        self._path = path
+        self._worker = worker
+        self._retain = retain
+        self._clock = clock
+        self._writing = Channel(path)
+        self._reading = Channel(path)
+        self._watching: sqlite3.Connection | None = None
+        self._version = -1
+        self._followed: frozenset[str] = frozenset()
+        self._woken = False
+        self._beginnings: Group[tuple[Entry, str | None], Entry] = Group(self._begin_all)
+
+    def begin(self, entry: Entry, key: str | None) -> Entry:
+        return self._beginnings.call((entry, key))
+
+    def append(self, batches: Sequence[Batch]) -> Collection[str]:
+        rows = [
+            {
+                "turn": batch.turn_id,
+                "worker": self._worker,
+                "first": batch.events[0].id,
+                "last": batch.events[-1].id,
+                "events": pack(batch.events).decode(),
+                "reach": batch.reach,
+                "status": batch.status,
+                "ended": None if batch.status == RUNNING else self._clock(),
+            }
+            for batch in batches
+        ]
+        return self._writing.write(lambda connection: append_rows(connection, rows))
+
+    def read(self, turn_id: str, after: int, limit: int) -> list[Event]:
+        return self._reading.read(lambda connection: read_events(connection, turn_id, after, limit))
+
+    def find(self, turn_id: str) -> Entry | None:
+        select = f"SELECT {ENTRY} FROM turns WHERE id = ?"  # noqa: S608
+        row = self._reading.read(lambda connection: connection.execute(select, (turn_id,)).fetchone())
+        return None if row is None else Entry(*row)
+
+    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
+        select = f"SELECT {ENTRY} FROM turns WHERE conversation = ? ORDER BY began DESC, id LIMIT ?"  # noqa: S608
+        rows = self._reading.read(lambda connection: connection.execute(select, (conversation_id, limit)).fetchall())
+        return [Entry(*row) for row in reversed(rows)]
+
+    def news(self, cursors: Mapping[str, int], timeout: float) -> News:
+        deadline = time.monotonic() + timeout
+        pause = POLL_FAST if cursors else POLL_SLOW
+        while True:
+            version = self._data_version()
+            if version != self._version or cursors.keys() != self._followed:
+                news = self._look(cursors)
+                if all(len(events) < NEWS_LIMIT for events in news.events.values()):
+                    # All of that version was seen; what has come since changes the version again.
+                    self._version, self._followed = version, frozenset(cursors)
+                if any(news):
+                    return news
+            if self._woken or time.monotonic() >= deadline:
+                self._woken = False
+                return News({}, [])
+            gevent.sleep(pause)
+
+    def wake(self) -> None:
+        self._woken = True
+
+    def ask(self, turn_ids: Collection[str], wish: Wish) -> Collection[str]:
+        wanted = list(turn_ids)
+        running = self._reading.read(lambda connection: running_of(connection, wanted))
+        if running:
+            rows = [(wish, turn_id) for turn_id in running]
+            insert = "INSERT OR IGNORE INTO wishes SELECT worker, id, ? FROM turns WHERE id = ? AND status = 'running'"
+            self._writing.write(lambda connection: connection.executemany(insert, rows).rowcount)
+        return running
+
+    def renew(self) -> bool:
+        return self._writing.write(lambda connection: renew(connection, self._worker, self._clock()))
+
+    def interrupt_orphans(self) -> Collection[str]:
+        if not self._reading.read(lambda connection: orphans(connection, self._clock())):
+            return []
+        return self._writing.write(lambda connection: interrupt_orphans(connection, self._clock()))
+
+    def purge(self) -> int:
+        now = self._clock()
+        return self._writing.write(lambda connection: purge(connection, now - self._retain, now - DEAD_WORKER))
+
+    def close(self) -> None:
+        delete = "DELETE FROM workers WHERE id = ?"
+        try:
+            self._writing.write(lambda connection: connection.execute(delete, (self._worker,)).rowcount)
+        finally:
+            self._writing.close()
+            self._reading.close()
+            if self._watching is not None:
+                self._watching.close()
+
+    def _begin_all(self, asked: Sequence[tuple[Entry, str | None]]) -> list[Entry]:
+        return self._writing.write(lambda connection: [begin(connection, self._worker, *one) for one in asked])
+
+    def _data_version(self) -> int:
+        """Changes with every transaction of another connection. Takes microseconds: no thread for it."""
+        try:
+            if self._watching is None:
+                self._watching = connect(self._path)
+            (version,) = self._watching.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            raise unavailable(error) from None
+        return int(version)
+
+    def _look(self, cursors: Mapping[str, int]) -> News:
+        events, wishes = self._reading.read(lambda connection: look(connection, self._worker, cursors))
+        if wishes:
+            rows = [(self._worker, *wish) for wish in wishes]
+            delete = "DELETE FROM wishes WHERE worker = ? AND turn = ? AND wish = ?"
+            self._writing.write(lambda connection: connection.executemany(delete, rows).rowcount)
+        return News(events, wishes)
+
+
+class Channel:
+    """One connection, used by one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPool(1)
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs `job`. Raises StoreUnavailable."""
+        return self._run(job)
+
+    def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs `job` in one transaction. Raises StoreUnavailable, having changed nothing."""
+        return self._run(lambda connection: in_transaction(connection, job))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._thread.apply(self._connection.close)
+        self._thread.kill()
+
+    def _run(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        result, error = self._thread.apply(self._try, (job,))
+        if error is not None:
+            raise unavailable(error) from None
+        return result  # type: ignore[no-any-return]  # gevent's pool has no types
+
+    def _try(self, job: Callable[[sqlite3.Connection], T]) -> tuple[T | None, Exception | None]:
+        # gevent prints what is raised in a thread: errors come back as values.
+        try:
+            if self._connection is None:
+                self._connection = connect(self._path)
+            return job(self._connection), None
+        except (sqlite3.Error, OSError) as error:
+            return None, error
+
+
+def unavailable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(detail=f"{type(error).__name__}: {error}", retry_after=2)
+
+
+def prepare(path: Path) -> None:
+    """Makes the file, for its owner's eyes alone, and brings its tables up to date. Raises OSError or sqlite3.Error."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        in_transaction(connection, migrate)
+    finally:
+        connection.close()
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(SCHEMA):
+        raise sqlite3.DatabaseError(f"the file is of a newer version ({version}) than this server ({len(SCHEMA)})")
+    for number, script in enumerate(SCHEMA[version:], version + 1):
+        for statement in script.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        prepare(path)
+    # The pool's one thread may be replaced by another: never two at a time.
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def in_transaction(connection: sqlite3.Connection, job: Callable[[sqlite3.Connection], T]) -> T:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = job(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def begin(connection: sqlite3.Connection, worker: str, entry: Entry, key: str | None) -> Entry:
+    fields = (*entry, worker, key)
+    insert = f"INSERT INTO turns ({ENTRY}, worker, key) VALUES ({', '.join('?' * len(fields))})"  # noqa: S608
+    if key is not None:
+        insert += " ON CONFLICT (caller, key) WHERE key IS NOT NULL DO NOTHING"
+    if connection.execute(insert, fields).rowcount == 1:
+        return entry
+    select = f"SELECT {ENTRY} FROM turns WHERE caller = ? AND key = ?"  # noqa: S608
+    return Entry(*connection.execute(select, (entry.caller, key)).fetchone())
+
+
+def append_rows(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the turns that another worker has ended."""
+    insert = f"INSERT OR IGNORE INTO batches SELECT :turn, :last, :first, :events FROM turns WHERE {MINE}"  # noqa: S608
+    update = (
+        "UPDATE turns SET last_id = max(last_id, :last), reach = :reach, status = :status, ended = :ended "  # noqa: S608
+        f"WHERE {MINE}"
+    )
+    connection.executemany(insert, rows)
+    if connection.executemany(update, rows).rowcount == len(rows):
+        return []
+    select = "SELECT 1 FROM turns WHERE id = :turn AND last_id > :last"
+    return [row["turn"] for row in rows if connection.execute(select, row).fetchone()]
+
+
+def read_events(connection: sqlite3.Connection, turn_id: str, after: int, limit: int) -> list[Event]:
+    select = "SELECT first_id, events FROM batches WHERE turn = ? AND last_id > ? ORDER BY last_id"
+    events: list[Event] = []
+    for first, text in connection.execute(select, (turn_id, after)):
+        events += unpack(first, text, events[-1].id if events else after)
+        if len(events) >= limit:
+            break
+    return events
+
+
+def look(
+    connection: sqlite3.Connection, worker: str, cursors: Mapping[str, int]
+) -> tuple[dict[str, list[Event]], list[tuple[str, Wish]]]:
+    found = {turn: read_events(connection, turn, cursor, NEWS_LIMIT) for turn, cursor in cursors.items()}
+    wishes = connection.execute("SELECT turn, wish FROM wishes WHERE worker = ?", (worker,)).fetchall()
+    return {turn: events for turn, events in found.items() if events}, wishes
+
+
+def running_of(connection: sqlite3.Connection, turn_ids: Sequence[str]) -> list[str]:
+    select = "SELECT 1 FROM turns WHERE id = ? AND status = 'running'"
+    return [turn_id for turn_id in turn_ids if connection.execute(select, (turn_id,)).fetchone()]
+
+
+def renew(connection: sqlite3.Connection, worker: str, now: float) -> bool:
+    update = "UPDATE workers SET lease = ? WHERE id = ? AND lease >= ?"
+    if connection.execute(update, (now + LEASE, worker, now)).rowcount == 1:
+        return True
+    connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker, now + LEASE))
+    return False
+
+
+def orphans(connection: sqlite3.Connection, now: float) -> list[tuple[str, int]]:
+    select = (
+        "SELECT turns.id, turns.reach FROM turns LEFT JOIN workers ON workers.id = turns.worker "
+        "WHERE turns.status = 'running' AND coalesce(workers.lease, 0) < ?"
+    )
+    return connection.execute(select, (now,)).fetchall()
+
+
+def interrupt_orphans(connection: sqlite3.Connection, now: float) -> list[str]:
+    found = orphans(connection, now)
+    for turn_id, reach in found:
+        batch = Batch(turn_id, closing(reach))
+        last = batch.events[-1].id
+        row = (turn_id, last, batch.events[0].id, pack(batch.events).decode())
+        connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", row)
+        update = "UPDATE turns SET last_id = ?, reach = ?, status = ?, ended = ? WHERE id = ?"
+        connection.execute(update, (last, last, batch.status, now, turn_id))
+    return [turn_id for turn_id, _ in found]
+
+
+def purge(connection: sqlite3.Connection, ended_before: float, lease_before: float) -> int:
+    select = "SELECT id FROM turns WHERE ended <= ? LIMIT ?"
+    old = connection.execute(select, (ended_before, PURGE_LIMIT)).fetchall()
+    for table, column in (("batches", "turn"), ("wishes", "turn"), ("turns", "id")):
+        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", old)  # noqa: S608
+    connection.execute("DELETE FROM workers WHERE lease < ?", (lease_before,))
+    return len(old)

@@ -1,0 +1,245 @@
+"""All turns of this worker, and the way to those of other workers.
+
+One sweeper greenlet does what needs a clock: pings, deadlines, grace. Others flush, carry news and keep the lease.
+"""
+
+import logging
+import secrets
+import time
+from typing import NamedTuple
+
+import gevent
+from gevent.event import Event as Flag
+
+from .errors import (
+    BadCursor,
+    Draining,
+    GatewayStalled,
+    Interrupted,
+    KeyUsedOtherwise,
+    StreamNotFound,
+    TooManyTurns,
+    TurnTimedOut,
+)
+from .gateway import Gateway
+from .journal import Entry, Journal, Wish
+from .journal.courier import Courier
+from .journal.flusher import Flusher
+from .journal.tail import Follower, Tail
+from .prompt import Prompt
+from .settings import Settings
+from .sse import Event
+from .turn import Cancelled, Lost, Turn
+
+log = logging.getLogger(__name__)
+
+PING_INTERVAL = 15.0  # seconds of silence until a follower gets a ping
+SEND_TIMEOUT = 30.0  # seconds that one write to a follower may take until the follower is given up
+SWEEP_INTERVAL = 0.5  # seconds
+LIST_LIMIT = 100  # turns of a conversation that are listed
+
+
+class Key(NamedTuple):
+    """Makes a question that is sent twice begin one turn."""
+
+    value: str  # the Idempotency-Key
+    fingerprint: str  # of the body that came with it
+
+
+class Turns:
+    def __init__(self, settings: Settings, gateway: Gateway, journal: Journal) -> None:
+        self.idle = Flag()
+        self.idle.set()
+        self._settings = settings
+        self._gateway = gateway
+        self._journal = journal
+        self._turns: dict[
+            str, Turn
+        ] = {}  # those that run, and those that someone here still reads or that are not kept
+        self._running = 0
+        self._last_start: float | None = None
+        self._dismissing = False
+        self._flusher = Flusher(journal, self._lose)
+        self._courier = Courier(journal, self._take_wish)
+        self._greenlets: list[gevent.Greenlet[[], None]] = []
+
+    def __len__(self) -> int:
+        return self._running
+
+    @property
+    def draining(self) -> bool:
+        return self._dismissing
+
+    def open(self) -> None:
+        """Starts the greenlets; may be repeated."""
+        if not self._greenlets:
+            loops = (self._sweep, self._flusher.run, self._courier.carry, self._courier.keep)
+            self._greenlets = [gevent.spawn(loop) for loop in loops]
+
+    def start(
+        self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None
+    ) -> tuple[Entry, Turn | None]:
+        """Begins a turn; without one when the same caller's `key` has begun it before, here or elsewhere.
+
+        Raises TooManyTurns, Draining, StoreUnavailable or KeyUsedOtherwise; nothing was asked then.
+        """
+        self.open()
+        if self._last_start is not None and time.monotonic() > self._last_start:
+            raise Draining(retry_after=1)
+        if self._running >= self._settings.max_turns:
+            raise TooManyTurns(retry_after=2)
+        self._running += 1
+        self.idle.clear()
+        entry = Entry(secrets.token_urlsafe(16), conversation_id, caller, time.time(), key.fingerprint if key else "")
+        try:
+            found = self._journal.begin(entry, key.value if key else None)
+            if found.fingerprint != entry.fingerprint:
+                raise KeyUsedOtherwise
+        except BaseException:
+            self._count_down()
+            raise
+        if found.id != entry.id:
+            self._count_down()
+            return found, None
+        deadline = time.monotonic() + self._settings.gateway_timeout
+        chat = self._gateway.open_chat(prompt, entry.id, deadline)
+        turn = Turn(Tail(entry.id, self._journal), conversation_id, chat, self._note_events)
+        self._turns[entry.id] = turn
+        turn.start(self._note_end)
+        return entry, turn
+
+    def find(self, turn_id: str) -> Entry:
+        """What is known of a turn, wherever it runs. Raises StreamNotFound or StoreUnavailable."""
+        entry = self._journal.find(turn_id)
+        if entry is None:
+            raise StreamNotFound
+        return entry
+
+    def turns_of(self, conversation_id: str) -> list[Entry]:
+        return self._journal.turns_of(conversation_id, LIST_LIMIT)
+
+    def follow(self, entry: Entry, cursor: int) -> Follower:
+        """A follower who can come back. Raises BadCursor for a cursor that the turn cannot have reached."""
+        self.open()
+        turn = self._turns.get(entry.id)
+        if cursor > entry.reach and (turn is None or cursor > turn.tail.last_id):
+            raise BadCursor
+        return self._courier.follow(entry, cursor) if turn is None else turn.follow(cursor, can_return=True)
+
+    def leave(self, turn_id: str, follower: Follower) -> None:
+        """The follower goes; without any, the turn goes on for DISCONNECT_GRACE."""
+        follower.close()
+        turn = self._turns.get(turn_id)
+        if turn is not None:
+            turn.leave(follower)
+            self._check_grace(turn, time.monotonic())
+
+    def events_of(self, entry: Entry) -> list[Event]:
+        """All events up to now. Raises StoreUnavailable."""
+        turn = self._turns.get(entry.id)
+        tail = Tail(entry.id, self._journal, entry.last_id) if turn is None else turn.tail
+        events: list[Event] = []
+        while more := tail.after(events[-1].id if events else 0):
+            events += more
+        return events
+
+    def cancel(self, entry: Entry) -> None:
+        """Ends the turn, wherever it runs; does nothing to one that has ended. Raises StoreUnavailable."""
+        turn = self._turns.get(entry.id)
+        if turn is not None:
+            turn.end_with(Cancelled())
+        elif entry.running:
+            self._journal.ask([entry.id], "cancel")
+
+    def drain(self, last_start: float) -> None:
+        """Sends followers elsewhere who can come back; begins no turn after `last_start` (monotonic seconds)."""
+        self._last_start = last_start
+        self._dismissing = True
+        self._dismiss()
+
+    def interrupt(self) -> None:
+        """Ends every turn with `interrupted` and begins no more, because the process is about to go."""
+        self._last_start = 0.0
+        self._dismissing = True
+        for turn in list(self._turns.values()):
+            turn.end_with(Interrupted())
+
+    def close(self) -> None:
+        """Brings the rest to the journal and gives up the lease; all turns have ended."""
+        gevent.killall(self._greenlets, block=False)
+        self._flusher.flush_all()
+        self._journal.close()
+
+    def _lose(self, turn_id: str) -> None:
+        turn = self._turns.get(turn_id)
+        if turn is not None:
+            turn.end_with(Lost())
+
+    def _take_wish(self, turn_id: str, wish: Wish) -> None:
+        turn = self._turns.get(turn_id)
+        if turn is None:
+            return
+        if wish == "cancel":
+            turn.end_with(Cancelled())
+        else:
+            turn.watch()
+
+    def _note_events(self, turn: Turn) -> None:
+        self._flusher.note(turn.tail, turn.watched)
+
+    def _note_end(self, turn: Turn) -> None:
+        self._count_down()
+
+    def _count_down(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self.idle.set()
+
+    def _sweep(self) -> None:
+        interval = min(SWEEP_INTERVAL, self._settings.gateway_idle_timeout / 4, self._settings.gateway_timeout / 4)
+        while True:
+            gevent.sleep(interval)
+            now = time.monotonic()
+            for turn in list(self._turns.values()):
+                self._check_turn(turn, now)
+            for follower in self._courier.followers:
+                check_follower(follower, now)
+            if self._dismissing:
+                self._dismiss()
+
+    def _check_turn(self, turn: Turn, now: float) -> None:
+        for follower in list(turn.tail.followers):
+            check_follower(follower, now)
+        if not turn.ended:
+            self._check_deadlines(turn, now)
+            turn.note_audience(now)
+            self._check_grace(turn, now)
+        elif turn.tail.is_kept and not turn.tail.followers:
+            del self._turns[turn.id]
+
+    def _check_deadlines(self, turn: Turn, now: float) -> None:
+        silent_since = turn.chat.silent_since
+        if now - turn.began > self._settings.gateway_timeout:
+            turn.end_with(TurnTimedOut())
+        elif silent_since is not None and now - silent_since > self._settings.gateway_idle_timeout:
+            turn.end_with(GatewayStalled())
+
+    def _check_grace(self, turn: Turn, now: float) -> None:
+        grace = self._settings.disconnect_grace
+        if grace >= 0 and turn.unfollowed_since is not None and now - turn.unfollowed_since >= grace:
+            turn.end_with(Cancelled())
+
+    def _dismiss(self) -> None:
+        here = [follower for turn in self._turns.values() for follower in turn.tail.followers]
+        for follower in [*here, *self._courier.followers]:
+            if follower.can_return:
+                follower.dismiss()
+
+
+def check_follower(follower: Follower, now: float) -> None:
+    """Keeps the connection of one who waits alive, and gives up one who does not read."""
+    if follower.waiting_since is not None and now - follower.waiting_since >= PING_INTERVAL:
+        follower.nudge()
+    elif follower.sending_since is not None and now - follower.sending_since >= SEND_TIMEOUT:
+        log.warning("client does not read, dropped", extra={"turn": follower.turn_id, "cursor": follower.cursor})
+        follower.drop()
