@@ -35,10 +35,13 @@ class Calls:
             self.statuses[str(status)] += 1
         self._note("gateway", status, order, prompt)
 
-    def connection(self, transport: asyncio.BaseTransport | None) -> None:
-        if transport is not None and transport not in self._connections:
-            self._connections.add(transport)
-            self.gateway_figures["connections"] += 1
+    def connection(self, transport: asyncio.BaseTransport | None) -> bool:
+        """Counts a connection once; returns whether it has come before."""
+        if transport is None or transport in self._connections:
+            return True
+        self._connections.add(transport)
+        self.gateway_figures["connections"] += 1
+        return False
 
     def handshake(self, status: int, order: Order | None) -> None:
         self.transcript_figures["handshakes"] += 1

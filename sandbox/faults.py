@@ -12,6 +12,7 @@ GATEWAY = {
     "error_500": "500",
     "unavailable_503": "503, optional `retry_after`",
     "refused": "with `seconds`: nothing listens for that long; else the connection is reset without an answer",
+    "stale": "a connection that was used before is reset without an answer; a new one is served",
     "bad_request_400": "400",
     "forbidden_403": "403",
     "slow_first_byte": "headers only after `seconds`",
@@ -32,6 +33,10 @@ GATEWAY = {
     "glued": "the whole answer in one write",
     "huge_line": "one line of 8 MiB after `after` tokens",
     "endless": "tokens without end, as fast as they go, after `after` tokens",
+    "flood": "chunks without text, without end and as fast as they go, after `after` tokens",
+    "cut_after_finish": "connection reset after the finish_reason: no usage, no [DONE]",
+    "stall_after_finish": "nothing more after finish_reason and usage: no [DONE], the connection stays open",
+    "early_hints": "an interim answer (103) before the real one",
     "html": "200 with a web page, as a captive portal answers",
     "redirect": "302",
 }

@@ -5,7 +5,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 from aiohttp import web
@@ -22,6 +22,8 @@ from .settings import Settings
 SCOPE = "ai:llm:gateway"
 ROLES = ("system", "user", "assistant")
 HUGE_LINE = 8 * 1024 * 1024  # bytes
+FLOOD = 500  # chunks a write: more than any reader keeps up with
+EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"  # RFC 8297
 MODEL_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300)
 
 
@@ -48,11 +50,14 @@ class Gateway:
         self._calls = calls
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        self._calls.connection(request.transport)
+        used_before = self._calls.connection(request.transport)
         body = await request.read()
         prompt = prompt_of(body)
         order = self._faults.take("gateway", prompt or "")
         try:
+            if used_before and order is not None and order.fault == "stale":
+                reset(request)
+                raise ConnectionResetError
             question = await self._admit(request, body, order)
         except Refusal as refusal:
             self._calls.gateway(refusal.status, order, prompt)
@@ -103,8 +108,10 @@ class Gateway:
         headers = {"Content-Type": "application/x-ndjson", CORRELATION: secrets.token_hex(16)}
         response = web.StreamResponse(headers=headers)
         response.enable_chunked_encoding()
-        await response.prepare(request)
         fault = order.fault if order else ""
+        if fault == "early_hints" and request.transport is not None:
+            request.transport.write(EARLY_HINTS)
+        await response.prepare(request)
         stream = Stream(request, response, Chunks(question.model, FRAMES.get(fault, FRAME)), order)
         try:
             await self._say(stream, question)
@@ -221,7 +228,11 @@ class Stream:
         if self._fault == "no_finish":
             return
         await self.write(self._chunks.finish(reason))
+        if self._fault == "cut_after_finish":
+            await self._cut()
         await self.write(self._chunks.usage(prompt_tokens, completion_tokens))
+        if self._fault == "stall_after_finish":
+            await until_gone(self.request)
         if self._fault != "no_done":
             await self.write(self._chunks.done())
         if self._glue:
@@ -233,11 +244,7 @@ class Stream:
             case "stall" | "stall_before_first":
                 await until_gone(self.request)
             case "cut" | "cut_before_first":
-                # Once the client has what was sent: a reset overtakes bytes that are still on their way.
-                await asyncio.sleep(0.05)
-                self.broken = True
-                reset(self.request)
-                raise ConnectionResetError
+                await self._cut()
             case "no_finish":
                 await self._response.write_eof()
                 raise Ended
@@ -255,6 +262,17 @@ class Stream:
             case "endless":
                 while True:
                     await self.write(self._chunks.token("on and "))
+            case "flood":
+                while True:
+                    await self.write(self._chunks.role() * FLOOD)
+                    await asyncio.sleep(0)
+
+    async def _cut(self) -> NoReturn:
+        # Once the client has what was sent: a reset overtakes bytes that are still on their way.
+        await asyncio.sleep(0.05)
+        self.broken = True
+        reset(self.request)
+        raise ConnectionResetError
 
 
 class Ended(ConnectionResetError):

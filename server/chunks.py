@@ -12,6 +12,8 @@ import orjson
 from .errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
 
 MAX_LINE = 1024 * 1024  # bytes; a longer line is no chunk of an answer
+MAX_FINISH_REASON = 64  # characters; followers and logs get it
+MAX_USAGE = 16 * 1024  # bytes of JSON; larger is no account of tokens
 HIGH_SURROGATES = range(0xD800, 0xDC00)
 
 
@@ -66,6 +68,7 @@ class ChunkReader:
         deltas = [] if self.done else self.feed(b"\n")
         if not self.done and not self.finished:
             raise Broken(deltas, AnswerCut(detail="the body ended without finish_reason and [DONE]"))
+        self._give_up_half(deltas)
         return deltas
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
@@ -78,6 +81,7 @@ class ChunkReader:
             raise AnswerMalformed(detail="a line that is neither SSE nor JSON")
         if line == b"[DONE]":
             self.done = True
+            self._give_up_half(deltas)
             return
         if not line:
             return
@@ -104,10 +108,11 @@ class ChunkReader:
                         deltas.append(Delta(text))
                 if reason := choice.get("finish_reason"):
                     self.finished = True
-                    deltas.append(Delta(finish_reason=str(reason)))
-            if usage := chunk.get("usage"):
-                deltas.append(Delta(usage=dict(usage)))
-        except (AttributeError, TypeError, KeyError, ValueError):
+                    self._give_up_half(deltas)
+                    deltas.append(Delta(finish_reason=readable(reason)))
+            if (usage := chunk.get("usage")) and can_be_told(usage):
+                deltas.append(Delta(usage=usage))
+        except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
             raise AnswerMalformed(detail="JSON that is no chat.completion.chunk") from None
 
     def _join_halves(self, text: str) -> str:
@@ -115,6 +120,12 @@ class ChunkReader:
         text = self._half + text
         self._half = text[-1] if ord(text[-1]) in HIGH_SURROGATES else ""
         return mend(text[: -1 if self._half else None])
+
+    def _give_up_half(self, deltas: list[Delta]) -> None:
+        """The answer ends here: what still waits for its other half stays alone."""
+        if self._half:
+            deltas.append(Delta(mend(self._half)))
+            self._half = ""
 
 
 class Broken(Exception):
@@ -130,13 +141,26 @@ def parse_leniently(line: bytes) -> Any:
     """JSON with half a surrogate pair, which RFC 8259 (8.2) allows, some gateways send and orjson refuses."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: nested a thousand times and more
         raise AnswerMalformed(detail="a line that is not JSON") from None
 
 
 def mend(text: str) -> str:
     """Joins surrogate pairs; a half that stays alone becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def readable(reason: Any) -> str:
+    """A finish_reason that can be sent on: OpenAI's are one word, others' may be anything."""
+    return mend(reason)[:MAX_FINISH_REASON] if isinstance(reason, str) else "unknown"
+
+
+def can_be_told(usage: Any) -> bool:
+    """Whether `usage` is an object that our own JSON can hold (orjson: 64-bit numbers, some 250 levels)."""
+    try:
+        return isinstance(usage, dict) and len(orjson.dumps(usage)) <= MAX_USAGE
+    except TypeError:
+        return False
 
 
 def reported(error: Any) -> AnswerFailed | RateLimited:

@@ -14,6 +14,7 @@ from gevent import get_hub, monkey
 
 HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 READ = 1  # libev's EV_READ
+LOOK_INTERVAL = 0.5  # seconds between two looks at a client whose unread data hide its hang-up from the event loop
 # Milliseconds of unacknowledged data until the kernel gives up (RFC 5482): a phone out of reach never hangs up.
 USER_TIMEOUT_MS = 30_000
 
@@ -33,8 +34,7 @@ class Client:
         """Calls `on_gone`, in the hub, when the client hangs up. A half-closed connection counts as hung up:
         a proxy whose own client has left looks the same."""
         if self._socket is not None and self._socket.fileno() >= 0:
-            self._watcher = get_hub().loop.io(self._socket.fileno(), READ)
-            self._watcher.start(self._look, on_gone)
+            self._start(get_hub().loop.io(self._socket.fileno(), READ), on_gone)
 
     def forget(self) -> None:
         """Ends the watch; must be called before the socket is closed."""
@@ -49,13 +49,23 @@ class Client:
             with suppress(OSError):  # it may be gone already, which is what is wanted
                 self._socket.shutdown(socket.SHUT_RDWR)
 
+    def _start(self, watcher: Any, on_gone: Callable[[], None]) -> None:
+        self.forget()
+        self._watcher = watcher
+        watcher.start(self._look, on_gone)
+
     def _look(self, on_gone: Callable[[], None]) -> None:
         if self._socket is None or self._socket.fileno() < 0:
-            return
-        poller = poll()
-        poller.register(self._socket.fileno(), HANG_UP)
-        gone = bool(poller.poll(0))
-        # Either way the watch is over: data that no one reads (a pipelined request) would keep it firing.
-        self.forget()
-        if gone:
+            self.forget()
+        elif has_hung_up(self._socket.fileno()):
+            self.forget()
             on_gone()
+        else:
+            # Data that no one reads (a pipelined request) would make a watch for readability fire without end.
+            self._start(get_hub().loop.timer(LOOK_INTERVAL), on_gone)
+
+
+def has_hung_up(fileno: int) -> bool:
+    poller = poll()
+    poller.register(fileno, HANG_UP)
+    return bool(poller.poll(0))

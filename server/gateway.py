@@ -10,16 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from random import random
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import gevent
 import orjson
-from geventhttpclient.client import HTTPClient
-from geventhttpclient.response import HTTPParseError, HTTPSocketPoolResponse
-from requests.utils import get_environ_proxies
+from geventhttpclient.response import HTTPParseError
 
 from .backoff import MAX_RETRY_AFTER, full_jitter, retry_after
 from .chunks import Broken, ChunkReader, Delta
+from .connections import Answer, Connections
 from .credentials import CORRELATION, Credentials
 from .errors import (
     AnswerCut,
@@ -30,44 +28,49 @@ from .errors import (
     GatewayUnauthorized,
     GatewayUnavailable,
     RateLimited,
+    TurnTimedOut,
 )
 from .prompt import Message, Prompt
 from .settings import Settings
 from .sse import Retrying
-from .tls import tls_context
 
 E = TypeVar("E", bound=GatewayError)
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 5.0  # seconds
 LINGER = 1.0  # seconds to wait for the end of a body after [DONE]
-BLOCK_SIZE = 16 * 1024  # bytes a read
+FINISH_WAIT = 2.0  # seconds after finish_reason for usage and [DONE], which need not come
 RETRYABLE = (RateLimited, GatewayUnavailable, AnswerCut)  # and only before the first text
 
 
 class Gateway:
-    """One organisation's gateway. `connections` bounds those that are open at once."""
+    """One organisation's gateway. `connections` bounds those that are kept open without an answer under way."""
 
     def __init__(self, settings: Settings, credentials: Credentials | None, connections: int) -> None:
-        """`credentials` may be None where GATEWAY_API_KEY is set."""
+        """`credentials` may be None where GATEWAY_API_KEY is set. Raises SettingsError for an unusable proxy."""
         self._settings = settings
         self._credentials = credentials
-        self._client, self._target = make_client(settings.genesys_gateway_url, connections)
+        self._connections = Connections(settings.genesys_gateway_url, keep=connections)
 
     def open_chat(self, prompt: Prompt, turn_id: str, deadline: float) -> "Chat":
         """A question, not asked before it is iterated. `deadline` is in seconds of the monotonic clock."""
         return Chat(self, prompt, turn_id, deadline)
 
     def close(self) -> None:
-        self._client.close()
+        self._connections.close()
 
-    def access_token(self, refused: str | None) -> str:
-        """The bearer to send; another one than `refused` where OAuth gives it out."""
+    def access_token(self) -> str:
+        """The bearer to send."""
         if self._settings.gateway_api_key is not None:
             return self._settings.gateway_api_key.get_secret_value()
         assert self._credentials is not None
-        return self._credentials.renew(refused) if refused else self._credentials.token()
+        return self._credentials.token()
+
+    def other_token(self, refused: str) -> str | None:
+        """A bearer in place of one that was refused; None where there is but one."""
+        if self._settings.gateway_api_key is not None or self._credentials is None:
+            return None
+        return self._credentials.renew(refused)
 
     @property
     def tries(self) -> int:
@@ -86,7 +89,7 @@ class Gateway:
             fields["model"] = model
         return orjson.dumps(fields)
 
-    def post(self, body: bytes, token: str) -> HTTPSocketPoolResponse:
+    def post(self, body: bytes, token: str) -> Answer:
         """Sends one request and returns the answer once its head is there. Raises GatewayUnavailable."""
         headers = {
             "Authorization": f"Bearer {token}",
@@ -94,9 +97,9 @@ class Gateway:
             "Accept": "application/x-ndjson",
         }
         try:
-            return self._client.request("POST", self._target, body=body, headers=headers)
-        except (OSError, HTTPParseError, RuntimeError) as error:
-            # Only the class: texts may quote the request. RuntimeError: a proxy that refuses to connect.
+            return self._connections.post(headers, body)
+        except (OSError, HTTPParseError, ValueError) as error:
+            # Only the class: texts may quote the request. ValueError: a token that no header can hold.
             raise GatewayUnavailable(detail=type(error).__name__) from None
 
 
@@ -111,7 +114,8 @@ class Chat:
         self._deadline = deadline
         self._started = False
         self._done = False
-        self._response: HTTPSocketPoolResponse | None = None
+        self._finish_by: float | None = None  # set by the finish_reason
+        self._response: Answer | None = None
 
     def __iter__(self) -> Iterator[Sequence[Delta | Retrying]]:
         """Yields deltas in order, all that have arrived at once; a Retrying before each wait for another try.
@@ -141,7 +145,7 @@ class Chat:
         if response is not None and self._done:
             # What follows [DONE] must be read, or the connection cannot be used again.
             with gevent.Timeout(LINGER, False), suppress(AnswerCut):
-                while self._read_some(response):
+                while read_some(response):
                     pass
         self._drop_response()
 
@@ -156,7 +160,7 @@ class Chat:
         reader = ChunkReader()
         try:
             while not reader.done:
-                data = self._read_some(response)
+                data = self._read_after_finish(response) if reader.finished else self._read(response)
                 deltas = reader.feed(data) if data else reader.end()
                 if deltas:
                     self._started = self._started or any(delta.text for delta in deltas)
@@ -165,86 +169,68 @@ class Chat:
                     return
         except Broken as broken:
             if broken.deltas:
-                self._started = True
+                self._started = self._started or any(delta.text for delta in broken.deltas)
                 yield broken.deltas
             raise with_correlation(broken.reason, response) from None
         self._done = True
 
-    def _ask(self) -> HTTPSocketPoolResponse:
+    def _ask(self) -> Answer:
         """The answer's head, with a second token where the first is refused. Raises what the status means."""
-        token = self._gateway.access_token(None)
+        token = self._gateway.access_token()
         response = self._send(token)
         if response.status_code == 401:
             response.release()
             log.info("gateway refused the access token", extra={"turn": self._turn_id, **correlation(response)})
-            response = self._send(self._gateway.access_token(token))
+            if other := self._gateway.other_token(token):
+                response = self._send(other)
         if response.status_code != 200:
             error = refusal(response)
             response.release()
             raise error
         return response
 
-    def _send(self, token: str) -> HTTPSocketPoolResponse:
+    def _send(self, token: str) -> Answer:
         self.silent_since = time.monotonic()
         try:
             return self._gateway.post(self._body, token)
         finally:
             self.silent_since = None
 
-    def _read_some(self, response: HTTPSocketPoolResponse) -> bytes:
-        """What has arrived, at least one byte; b"" at the end of the body.
-
-        geventhttpclient offers lines or blocks of a size; all that is there, with one recv, is only in its buffer.
-        """
-        buffer = response._body_buffer
-        self.silent_since = time.monotonic()
+    def _read(self, response: Answer) -> bytes:
+        """What has arrived; b"" at the end of the body. Raises AnswerCut or TurnTimedOut."""
+        now = time.monotonic()
+        if now > self._deadline:
+            raise TurnTimedOut
+        self.silent_since = now
         try:
-            while not buffer and not response.message_complete:
-                if response._sock is None:
-                    raise AnswerCut(detail="connection closed")
-                response.feed(response._sock.recv(BLOCK_SIZE))
-        except (OSError, HTTPParseError) as error:
-            raise with_correlation(AnswerCut(detail=type(error).__name__), response) from None
+            return read_some(response)
         finally:
             self.silent_since = None
-        data = bytes(buffer)
-        buffer.clear()
-        return data
+
+    def _read_after_finish(self, response: Answer) -> bytes:
+        """The same once the answer is whole: a connection that breaks or goes silent now has ended it."""
+        now = time.monotonic()
+        if self._finish_by is None:
+            self._finish_by = now + FINISH_WAIT
+        if now < self._finish_by:
+            with gevent.Timeout(self._finish_by - now, False), suppress(AnswerCut):
+                return read_some(response)
+        return b""
 
     def _log_retry(self, attempt: int, wait: float, error: GatewayError) -> None:
         fields = {"turn": self._turn_id, "code": error.code, "attempt": attempt, "wait": round(wait, 2)}
         log.warning("gateway failed, trying again", extra=fields | {"detail": error.detail})
 
 
-def make_client(url: str, connections: int) -> tuple[HTTPClient, str]:
-    """A client for the gateway's address, and the request target; proxy and CA bundle as `requests` finds them."""
-    parts = urlsplit(url)
-    options: dict[str, Any] = {}
-    proxy = get_environ_proxies(url).get(parts.scheme) or get_environ_proxies(url).get("all")
-    if proxy:
-        via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        options = {
-            "proxy_host": via.hostname,
-            "proxy_port": via.port or 3128,
-            "proxy_user": unquote(via.username) if via.username else None,
-            "proxy_password": unquote(via.password) if via.password else None,
-        }
-    client = HTTPClient(
-        parts.hostname or "",
-        parts.port,
-        ssl=parts.scheme == "https",
-        ssl_context_factory=tls_context if parts.scheme == "https" else None,
-        connection_timeout=CONNECT_TIMEOUT,
-        network_timeout=None,  # type: ignore[arg-type]  # see the module's docstring
-        concurrency=connections,
-        block_size=BLOCK_SIZE,
-        **options,
-    )
-    target = parts.path or "/"
-    return client, f"{target}?{parts.query}" if parts.query else target
+def read_some(response: Answer) -> bytes:
+    """What has arrived of the body; b"" at its end. Raises AnswerCut."""
+    try:
+        return response.read_some()
+    except (OSError, HTTPParseError) as error:
+        raise with_correlation(AnswerCut(detail=type(error).__name__), response) from None
 
 
-def refusal(response: HTTPSocketPoolResponse) -> GatewayError:
+def refusal(response: Answer) -> GatewayError:
     """What a status other than 200 means."""
     status = response.status_code
     detail = f"status={status}"
@@ -263,7 +249,7 @@ def refusal(response: HTTPSocketPoolResponse) -> GatewayError:
     return with_correlation(error, response)
 
 
-def refuse_other_content(response: HTTPSocketPoolResponse) -> None:
+def refuse_other_content(response: Answer) -> None:
     """Raises AnswerMalformed for a web page, which is what captive portals and proxies answer."""
     if header(response, "Content-Type").startswith("text/html"):
         raise with_correlation(AnswerMalformed(detail="status=200 with a web page"), response)
@@ -279,16 +265,16 @@ def without_answer(error: GatewayError) -> GatewayError:
     return type(error)(sentence, detail=error.detail, retry_after=error.retry_after)
 
 
-def with_correlation(error: E, response: HTTPSocketPoolResponse) -> E:
+def with_correlation(error: E, response: Answer) -> E:
     error.detail = " ".join(filter(None, [error.detail, *(f"{k}={v}" for k, v in correlation(response).items())]))
     return error
 
 
-def correlation(response: HTTPSocketPoolResponse) -> dict[str, str]:
+def correlation(response: Answer) -> dict[str, str]:
     value = header(response, CORRELATION)
     return {"correlation": value[:80]} if value else {}
 
 
-def header(response: HTTPSocketPoolResponse, name: str) -> str:
+def header(response: Answer, name: str) -> str:
     value = response.get(name, "")
     return value if isinstance(value, str) else ""

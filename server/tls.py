@@ -2,11 +2,24 @@
 
 import os
 import ssl
+from pathlib import Path
+
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+
+VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # those that `requests` and OpenSSL read
 
 
-def tls_context(cafile: str | None = None) -> ssl.SSLContext:
-    """Checks certificates against what the variables that `requests` reads name, else against `cafile`."""
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-    if bundle and os.path.isdir(bundle):  # noqa: PTH112
+def tls_context() -> ssl.SSLContext:
+    """Checks certificates against the bundle that a variable names, the system's, or the one that `requests` brings."""
+    bundle = next(filter(None, map(os.environ.get, VARIABLES)), None)
+    if bundle and Path(bundle).is_dir():
         return ssl.create_default_context(capath=bundle)
-    return ssl.create_default_context(cafile=bundle or cafile)
+    return ssl.create_default_context(cafile=bundle or (None if system_has_bundle() else DEFAULT_CA_BUNDLE_PATH))
+
+
+def system_has_bundle() -> bool:
+    """Slim container images have none."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile is not None:
+        return True
+    return paths.capath is not None and any(Path(paths.capath).glob("*.0"))  # OpenSSL's names for certificates

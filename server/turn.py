@@ -49,9 +49,14 @@ class Turn:
     """One answer in the making. Made by `Turns.start`."""
 
     def __init__(
-        self, tail: Tail, conversation_id: str | None, chat: Chat, on_events: Callable[["Turn"], None]
+        self,
+        tail: Tail,
+        conversation_id: str | None,
+        chat: Chat,
+        wait_for_lease: Callable[[], None],
+        on_events: Callable[["Turn"], None],
     ) -> None:
-        """`on_events` is called when there is something new for the journal."""
+        """`wait_for_lease` is called before each step, `on_events` when there is something new for the journal."""
         self.id = tail.turn_id
         self.conversation_id = conversation_id
         self.state = "starting"
@@ -60,6 +65,7 @@ class Turn:
         self.began = time.monotonic()
         self.unfollowed_since: float | None = self.began
         self._watched_until = 0.0
+        self._wait_for_lease = wait_for_lease
         self._on_events = on_events
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
         self._reading = False
@@ -138,8 +144,10 @@ class Turn:
         self._reading = True
         try:
             for deltas in self.chat:
+                self._wait_for_lease()
                 self._take(deltas)
                 self.tail.wait_for_room()
+            self._wait_for_lease()
         finally:
             self._reading = False
 

@@ -59,8 +59,9 @@ class Turns:
         self._running = 0
         self._last_start: float | None = None
         self._dismissing = False
+        self._closed = False
         self._flusher = Flusher(journal, self._lose)
-        self._courier = Courier(journal, self._take_wish)
+        self._courier = Courier(journal, self._take_wish, self._check_owned)
         self._greenlets: list[gevent.Greenlet[[], None]] = []
 
     def __len__(self) -> int:
@@ -92,6 +93,7 @@ class Turns:
         self.idle.clear()
         entry = Entry(secrets.token_urlsafe(16), conversation_id, caller, time.time(), key.fingerprint if key else "")
         try:
+            self._courier.wait_for_lease()
             found = self._journal.begin(entry, key.value if key else None)
             if found.fingerprint != entry.fingerprint:
                 raise KeyUsedOtherwise
@@ -103,7 +105,9 @@ class Turns:
             return found, None
         deadline = time.monotonic() + self._settings.gateway_timeout
         chat = self._gateway.open_chat(prompt, entry.id, deadline)
-        turn = Turn(Tail(entry.id, self._journal), conversation_id, chat, self._note_events)
+        turn = Turn(
+            Tail(entry.id, self._journal), conversation_id, chat, self._courier.wait_for_lease, self._note_events
+        )
         self._turns[entry.id] = turn
         turn.start(self._note_end)
         return entry, turn
@@ -165,7 +169,10 @@ class Turns:
             turn.end_with(Interrupted())
 
     def close(self) -> None:
-        """Brings the rest to the journal and gives up the lease; all turns have ended."""
+        """Brings the rest to the journal and gives up the lease; all turns have ended. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
         gevent.killall(self._greenlets, block=False)
         self._flusher.flush_all()
         self._journal.close()
@@ -174,6 +181,14 @@ class Turns:
         turn = self._turns.get(turn_id)
         if turn is not None:
             turn.end_with(Lost())
+
+    def _check_owned(self) -> None:
+        """Ends the turns that another worker has ended while this one said nothing. Raises StoreUnavailable."""
+        for turn in list(self._turns.values()):
+            if not turn.ended:
+                entry = self._journal.find(turn.id)
+                if entry is not None and not entry.running:
+                    turn.end_with(Lost())
 
     def _take_wish(self, turn_id: str, wish: Wish) -> None:
         turn = self._turns.get(turn_id)

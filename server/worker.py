@@ -4,6 +4,7 @@ TERM, HUP, max_requests   drain: followers who can come back are sent to another
 INT, QUIT                 quick: what runs ends with `interrupted`, said to its followers before the process goes
 """
 
+import os
 import resource
 import signal
 import sys
@@ -25,6 +26,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's own drain waits for HTTP handlers alone; turns without a client, and links, would die with it."""
 
     _stopped_at: float | None = None
+    _quick = False
 
     @property
     def alive(self) -> bool:
@@ -40,6 +42,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             gevent.spawn(self._drain)
 
     def init_process(self) -> None:
+        # gunicorn's handlers come only after patching and hub set-up; a signal in between would be the master's, and
+        # lost. A worker that has not started has nothing to tell.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, lambda *_: os._exit(0))
         raise_file_limit()
         super().init_process()
 
@@ -55,11 +61,15 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_quit(self, sig: int, frame: Any) -> None:
         """INT and QUIT. gunicorn's own would end the process in the middle of a sentence."""
-        self.alive = False
-        gevent.spawn(self._quit)
+        if not self._quick:
+            self._quick = True
+            self.alive = False
+            gevent.spawn(self._quit)
 
     def _drain(self) -> None:
         """Sends followers elsewhere; when the time is over, tells what is left that it ends here."""
+        if self._quick:
+            return
         for relay in relays():
             relay.turns.drain(last_start=time.monotonic() + self._patience() - relay.settings.gateway_timeout)
         gevent.sleep(self._patience())
@@ -67,8 +77,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             relay.turns.interrupt()
 
     def _quit(self) -> None:
-        for relay in relays():
-            relay.close()
+        with gevent.Timeout(LAST_WORDS, False):
+            for relay in relays():
+                relay.close()
         sys.exit(0)
 
     def _patience(self) -> float:

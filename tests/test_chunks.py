@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.chunks import MAX_LINE, Broken, ChunkReader, Delta
+from server.chunks import MAX_FINISH_REASON, MAX_LINE, Broken, ChunkReader, Delta
 from server.errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
 
 
@@ -94,6 +94,47 @@ def test_half_a_surrogate_pair_alone_becomes_a_replacement_character():
 
 
 @pytest.mark.parametrize(
+    "rest", [FINISH, DONE, b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}'], ids=["finish", "done", "cut"]
+)
+def test_half_a_surrogate_pair_at_the_end_of_the_answer_is_not_dropped(rest):
+    deltas = read(b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n', rest)
+    assert deltas[:2] == [Delta("a"), Delta("\ufffd")]
+
+
+@pytest.mark.parametrize(
+    ("reason", "read_as"),
+    [
+        ('"content_filter"', "content_filter"),
+        ('"st\\ud83dop"', "st\ufffdop"),
+        ('"\\ud83d\\udc4b"', "👋"),
+        (f'"{"x" * 5000}"', "x" * MAX_FINISH_REASON),
+        ("true", "unknown"),
+        ('{"type": "stop"}', "unknown"),
+        ("[" * 900 + "]" * 900, "unknown"),
+    ],
+)
+def test_any_finish_reason_becomes_one_that_can_be_sent_on(reason, read_as):
+    stream = b'data: {"choices":[{"delta":{},"finish_reason":' + reason.encode() + b"}]}\n"
+    assert read(stream) == [Delta(finish_reason=read_as)]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        '{"total_tokens": 123456789012345678901234567890, "x": "\\ud83d"}',
+        '{"a": ' + "[" * 300 + "]" * 300 + "}",
+        '{"\\ud83d": 1}',
+        '{"a": "' + "x" * 20_000 + '"}',
+        "7",
+        '["total_tokens"]',
+    ],
+)
+def test_usage_that_cannot_be_sent_on_is_left_out(usage):
+    stream = b'data: {"choices":[{"delta":{"content":"Hel"}}],"usage":' + usage.encode() + b"}\n"
+    assert read(stream, FINISH) == [Delta("Hel"), Delta(finish_reason="stop")]
+
+
+@pytest.mark.parametrize(
     ("stream", "reason"),
     [
         (b'data: {"choices": [{"delta": {"cont\n\n', AnswerMalformed),
@@ -102,6 +143,8 @@ def test_half_a_surrogate_pair_alone_becomes_a_replacement_character():
         (b'data: {"choices": [{"delta": {"content": 7}}]}\n\n', AnswerMalformed),
         (b"<html>\n", AnswerMalformed),
         (b"data: \xff\xfe\n", AnswerMalformed),
+        (b"data: " + b"[" * 100_000 + b"\n", AnswerMalformed),
+        (b'data: {"error": {"code": ' + b"[" * 1000 + b"]" * 1000 + b"}}\n", AnswerMalformed),
         (line({"error": {"code": 502, "message": "x"}}), AnswerFailed),
         (line({"error": "overloaded"}), AnswerFailed),
         (line({"error": {"code": 429, "message": "x"}}), RateLimited),

@@ -1,9 +1,11 @@
 """Clients that leave, and clients that send nonsense."""
 
 import json
+import os
 import socket
 import struct
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -97,6 +99,35 @@ def test_a_pipelined_request_is_no_hang_up(relay, sandbox, prompt):
     assert received.count(b"event: done") == 1
     assert b'"status":"complete"' in received
     assert b'"status":"ok"' in received
+
+
+def test_a_client_that_leaves_with_bytes_unread_is_noticed_within_a_second(start_relay, sandbox, prompt):
+    relay = start_relay(DISCONNECT_GRACE="0")
+    sandbox.script(prompt, ["a", "b"], gate=True)
+    body = json.dumps({"conversationId": "c-extra", "prompt": prompt}).encode()
+    head = (
+        b"POST /stream-llm HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+    )
+    address = urlsplit(relay.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as client:
+        client.sendall(head + body)
+        until(lambda: b'"token"' in client.recv(65536), "the first token")
+        client.sendall(b"x")
+        before = cpu_seconds(relay)
+        time.sleep(1.5)
+        assert abandoned(sandbox) == 0
+        assert cpu_seconds(relay) - before < 0.5, "the unread byte keeps no loop busy"
+    left = time.monotonic()
+    until(lambda: abandoned(sandbox) == 1, "the gateway's connection is closed")
+    assert time.monotonic() - left < 1
+
+
+def cpu_seconds(relay):
+    """What the worker has used so far."""
+    worker = Path(f"/proc/{relay.process.process.pid}/task/{relay.process.process.pid}/children").read_text().split()[0]
+    fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_more_turns_than_allowed_are_refused_before_anything_is_asked(start_relay, sandbox, prompt):

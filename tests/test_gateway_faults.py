@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import requests
 
 from .conftest import until
 
@@ -23,7 +24,19 @@ def asked(relay, sandbox, prompt):
 
 
 @pytest.mark.parametrize(
-    "fault", ["crlf", "bare", "no_space", "comments", "no_done", "split_utf8", "one_byte", "glued", "slow_first_byte"]
+    "fault",
+    [
+        "crlf",
+        "bare",
+        "no_space",
+        "comments",
+        "no_done",
+        "split_utf8",
+        "one_byte",
+        "glued",
+        "slow_first_byte",
+        "early_hints",
+    ],
 )
 def test_a_gateway_with_its_own_manners_is_understood(asked, sandbox, prompt, fault):
     result = asked(fault, seconds=0.5)
@@ -42,7 +55,6 @@ def test_a_gateway_with_its_own_manners_is_understood(asked, sandbox, prompt, fa
         ("rate_limited", {"retry_after": "soon"}),
         ("error_500", {}),
         ("unavailable_503", {"retry_after": 1}),
-        ("refused", {}),
         ("cut_before_first", {}),
         ("no_finish", {"after": 0}),
     ],
@@ -68,7 +80,6 @@ def test_what_fails_before_the_first_token_is_tried_again(relay, sandbox, prompt
         ("rate_limited", "rate_limited"),
         ("error_500", "gateway_unavailable"),
         ("unavailable_503", "gateway_unavailable"),
-        ("refused", "gateway_unavailable"),
         ("cut_before_first", "gateway_unavailable"),
     ],
 )
@@ -121,6 +132,95 @@ def test_what_fails_after_the_first_token_keeps_the_text_and_is_not_tried_again(
     assert result.done["status"] == "failed"
     assert sandbox.gateway_calls(prompt) == 1
     assert relay.logged(result.id, "turn failed")["events"] == 5
+
+
+def test_a_connection_that_breaks_without_an_answer_is_a_failed_try(asked, start_relay, sandbox, prompt):
+    result = asked("refused", server=start_relay(), calls=2)  # a new relay: no connection was used before
+    assert result.text == TEXT
+    assert [status["state"] for status in result.statuses] == ["retrying", "retrying"]
+    assert sandbox.gateway_calls(prompt) == 3
+
+
+def test_after_the_last_try_without_an_answer_the_turn_fails(asked, start_relay, sandbox, prompt):
+    result = asked("refused", server=start_relay(), calls=9)
+    assert result.error["code"] == "gateway_unavailable"
+    assert sandbox.gateway_calls(prompt) == 3
+
+
+def test_a_connection_that_went_stale_is_replaced_at_once_and_without_a_word(start_relay, sandbox, prompt):
+    relay = start_relay(GATEWAY_MAX_RETRIES="1")
+    sandbox.script(prompt, TOKENS)
+    relay.ask(prompt).finish()
+    sandbox.fault("gateway", "stale", prompt=prompt)
+    result = relay.ask(prompt).finish()
+    assert result.text == TEXT
+    assert result.statuses == []
+    assert sandbox.gateway_calls(prompt) == 3
+    assert sandbox.calls()["gateway"]["connections"] == 2
+
+
+def test_an_interim_answer_does_not_let_two_turns_share_a_connection(start_relay, sandbox, prompt):
+    relay = start_relay()
+    first, second = f"{prompt} first", f"{prompt} second"
+    sandbox.script(first, ["a ", "b "], gate=True)
+    sandbox.script(second, TOKENS)
+    sandbox.fault("gateway", "early_hints", prompt=first)
+    answer = relay.ask(first)
+    assert answer.next_token() == "a "
+    assert relay.ask(second).finish().text == TEXT
+    sandbox.receipt(first, 1)
+    assert answer.finish().text == "b "
+    assert sandbox.calls()["gateway"]["connections"] == 2
+
+
+def test_a_gateway_that_floods_does_not_freeze_the_worker(start_relay, sandbox, prompt):
+    relay = start_relay(GATEWAY_TIMEOUT="4")
+    sandbox.script(prompt, TOKENS)
+    sandbox.fault("gateway", "flood", prompt=prompt)
+    begin = time.monotonic()
+    answer = relay.ask(prompt)
+    assert [answer.next_token() for _ in range(3)] == TOKENS[:3]
+    for _ in range(5):
+        assert requests.get(f"{relay.url}/healthz", timeout=1).ok
+    assert time.monotonic() - begin < 4, "the flood still goes on"
+    assert answer.finish().error["code"] == "turn_timed_out"
+    assert time.monotonic() - begin < 6
+
+
+@pytest.mark.parametrize("fault", ["cut_after_finish", "stall_after_finish"])
+def test_an_answer_with_its_finish_reason_is_complete_whatever_comes_then(asked, sandbox, prompt, fault):
+    begin = time.monotonic()
+    result = asked(fault)
+    assert result.text == TEXT
+    assert result.error is None
+    assert result.done["status"] == "complete"
+    assert result.done["finish_reason"] == "stop"
+    assert ("usage" in result.done) == (fault == "stall_after_finish")
+    assert sandbox.gateway_calls(prompt) == 1
+    assert time.monotonic() - begin < 4
+
+
+def test_an_answer_with_its_finish_reason_is_not_stalled(start_relay, asked):
+    result = asked("stall_after_finish", server=start_relay(GATEWAY_IDLE_TIMEOUT="0.5"))
+    assert result.done["status"] == "complete"
+
+
+def test_what_cannot_be_told_to_followers_is_shortened_or_left_out(relay, sandbox, prompt):
+    delta, reason, usage = '{"content":"a\\ud83d"}', "x" * 99 + "\\ud83d", '{"deep":' + "[" * 300 + "]" * 300 + "}"
+    ends = f'{{"choices":[{{"delta":{delta},"finish_reason":"{reason}"}}],"usage":{usage}}}'
+    sandbox.script(prompt, [], raw=["data: " + ends])
+    result = relay.ask(prompt).finish()
+    assert result.tokens == ["a", "\ufffd"]
+    assert result.done["status"] == "complete"
+    assert result.done["finish_reason"] == "x" * 64
+    assert result.done.get("usage") is None
+
+
+def test_a_static_key_that_is_refused_is_not_sent_again(start_relay, sandbox, prompt):
+    relay = start_relay(GATEWAY_API_KEY="a-key-that-the-gateway-refuses", TRANSCRIPT="off")
+    sandbox.script(prompt, TOKENS)
+    assert relay.ask(prompt).finish().error["code"] == "gateway_unauthorized"
+    assert sandbox.gateway_calls(prompt) == 1
 
 
 def test_an_answer_without_end_is_ended(asked):

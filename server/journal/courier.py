@@ -12,13 +12,14 @@ import gevent
 
 from ..errors import StoreUnavailable
 from ..sse import Event
-from . import RENEW_INTERVAL, Entry, Journal, Wish
+from . import LEASE, RENEW_INTERVAL, Entry, Journal, Wish
 from .tail import READ_LIMIT, Follower, Tail
 
 log = logging.getLogger(__name__)
 
 NEWS_TIMEOUT = 1.0  # seconds that one wait for news takes
 STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
+LEASE_RETRY = 0.02  # seconds until a turn asks again whether it is still this worker's
 PURGE_INTERVAL = 10.0  # seconds
 # Seconds that a worker must have held its own lease before it ends the turns of others: when a store has been out of
 # reach, or the clock has jumped, their owners need a moment to say that they live.
@@ -27,10 +28,13 @@ WATCH_INTERVAL = 1.0  # seconds between two words to a writer that someone here 
 
 
 class Courier:
-    def __init__(self, journal: Journal, on_wish: Callable[[str, Wish], None]) -> None:
+    def __init__(self, journal: Journal, on_wish: Callable[[str, Wish], None], on_gap: Callable[[], None]) -> None:
+        """`on_gap` is called when the lease had run out: turns of this worker may have been ended by another one."""
         self._journal = journal
         self._on_wish = on_wish
+        self._on_gap = on_gap
         self._mirrors: dict[str, Tail] = {}
+        self._lease_ends = 0.0  # monotonic seconds
         self._held_since: float | None = None
         self._failing = False
 
@@ -49,6 +53,14 @@ class Courier:
                 self._mirrors[entry.id] = tail
                 self._journal.wake()
         return tail.follow(cursor, can_return=True)
+
+    def wait_for_lease(self) -> None:
+        """Waits, after this process was stopped for a while, until it is known which turns are still its own.
+
+        Does not wait for a store that is out of order: no other worker can have ended a turn there.
+        """
+        while time.monotonic() >= self._lease_ends and not self._failing:
+            gevent.sleep(LEASE_RETRY)
 
     def carry(self) -> None:
         """Brings news for ever; to be run in one greenlet."""
@@ -87,8 +99,11 @@ class Courier:
             gevent.sleep(RENEW_INTERVAL)
 
     def _keep_lease(self, now: float) -> None:
-        if not self._journal.renew() or self._held_since is None:
+        unbroken = self._journal.renew()
+        if not unbroken or self._held_since is None:
             self._held_since = now
+            self._on_gap()
+        self._lease_ends = now + LEASE
         if now - self._held_since >= HOLD:
             for turn_id in self._journal.interrupt_orphans():
                 log.warning("turn interrupted: its worker has died", extra={"turn": turn_id})

@@ -1,0 +1,236 @@
+"""What only the Redis engine can meet: a server that is gone, full, read-only, restarted, or has lost something."""
+
+import signal
+import time
+
+import pytest
+import redis
+
+from server.errors import StoreUnavailable
+from server.journal import AHEAD, LEASE, RENEW_INTERVAL, closing
+from server.journal.redis import RedisJournal
+from server.sse import Done
+
+from .conftest import until
+from .stores import RETAIN, STRETCH, RedisServer, RedisStore, batch, entry, tokens
+
+
+@pytest.fixture
+def server():
+    server = RedisServer("--appendonly", "yes", "--appendfsync", "always")
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def store(server):
+    store = RedisStore(server)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def ann(store):
+    return store.worker("ann")
+
+
+@pytest.fixture
+def bob(store):
+    return store.worker("bob")
+
+
+def calls(journal, turn):
+    """Each call of the protocol that needs the store."""
+    return [
+        lambda: journal.begin(entry(), None),
+        lambda: journal.begin(entry(), "key"),
+        lambda: journal.append([batch(turn, 1, 2)]),
+        lambda: journal.read(turn.id, 0, 10),
+        lambda: journal.find(turn.id),
+        lambda: journal.turns_of("c", 10),
+        lambda: journal.news({turn.id: 0}, 1),
+        journal.wake,
+        lambda: journal.ask([turn.id], "cancel"),
+        journal.renew,
+        journal.interrupt_orphans,
+    ]
+
+
+def test_a_server_that_is_gone_is_told_by_every_call_and_forgotten_when_it_is_back(server, ann):
+    turn = ann.begin(entry(), None)
+    ann.append([batch(turn, 1, 2)])
+    server.stop()
+    for call in calls(ann, turn):
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable) as raised:
+            call()
+        assert raised.value.detail == "ConnectionError"
+        assert time.monotonic() - began < 1, "nobody waits for a server that refuses"
+    server.start()
+    assert not ann.append([batch(turn, 1, 4)])
+    assert ann.read(turn.id, 0, 10) == tokens(1, 4)
+    for call in calls(ann, turn):
+        call()
+
+
+def test_who_waits_for_news_hears_that_the_server_is_gone(server, store, ann):
+    waiting = store.later(ann.news, {}, 30)
+    store.pause(0.1)
+    server.stop()
+    with pytest.raises(StoreUnavailable):
+        waiting.get(3)
+    server.start()
+    turn = ann.begin(entry(), None)
+    ann.append([batch(turn, 1, 2)])
+    assert ann.news({turn.id: 0}, 1).events == {turn.id: tokens(1, 2)}
+
+
+def test_a_server_that_lost_everything_drops_what_it_does_not_know(server, ann):
+    turn = ann.begin(entry(), None)
+    ann.append([batch(turn, 1, 2)])
+    server.client.flushall()
+    server.client.script_flush()
+    assert not ann.append([batch(turn, 3, 4)])
+    assert ann.find(turn.id) is None
+    assert not ann.renew()
+    again = ann.begin(entry(), "key")
+    assert not ann.append([batch(again, 1, 1)])
+
+
+def test_a_turn_of_which_the_server_lost_the_middle_ends_interrupted(server, ann, bob):
+    """A failover to a replica that lagged behind: nobody may be led over the hole."""
+    turn = ann.begin(entry(), "key")
+    ann.append([batch(turn, 1, 4)])
+    ann.append([batch(turn, 5, 8)])
+    server.client.xdel(f"{{relay}}:events:{turn.id}", "8-0")
+    server.client.hset(f"{{relay}}:turn:{turn.id}", mapping={"last_id": 4, "reach": 4 + AHEAD})
+    assert list(ann.append([batch(turn, 9, 12)])) == [turn.id]
+    assert bob.read(turn.id, 0, 100) == [*tokens(1, 4), *closing(12 + AHEAD)]
+    assert list(ann.append([batch(turn, 13, 14, Done(15, "complete"))])) == [turn.id]
+    assert bob.find(turn.id).status == "interrupted"
+    assert not bob.ask([turn.id], "cancel")
+
+
+def test_a_full_server_refuses_and_loses_nothing(server, ann, bob):
+    turn = ann.begin(entry(), None)
+    ann.append([batch(turn, 1, 2)])
+    server.client.config_set("maxmemory", 1)
+    for call in (
+        lambda: ann.begin(entry(), "key"),
+        lambda: ann.append([batch(turn, 3, 4)]),
+        lambda: bob.ask([turn.id], "cancel"),
+    ):
+        with pytest.raises(StoreUnavailable) as raised:
+            call()
+        assert raised.value.detail == "OutOfMemoryError"
+    assert ann.read(turn.id, 0, 10) == tokens(1, 2), "what is there can be read"
+    server.client.config_set("maxmemory", 0)
+    assert ann.find(turn.id) == turn._replace(last_id=2, reach=2 + AHEAD)
+    assert ann.turns_of("c", 10) == [ann.find(turn.id)]
+    assert not ann.append([batch(turn, 3, 4)])
+
+
+def test_a_primary_that_became_a_replica_is_left(server, ann):
+    turn = ann.begin(entry(), None)
+    server.client.replicaof("127.0.0.1", 1)
+    with pytest.raises(StoreUnavailable) as raised:
+        ann.append([batch(turn, 1, 2)])
+    assert raised.value.detail == "ReadOnlyError"
+    before = {client["id"] for client in server.client.client_list()}
+    server.client.replicaof("NO", "ONE")
+    assert not ann.append([batch(turn, 1, 2)])
+    assert {client["id"] for client in server.client.client_list()} - before, "by a new connection, that finds the new"
+
+
+def test_a_server_that_hangs_is_given_up(server, ann):
+    ann.renew()
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(StoreUnavailable) as raised:
+        ann.renew()
+    assert raised.value.detail == "TimeoutError"
+    assert time.monotonic() - began < LEASE
+    server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
+    """Nobody would ever write that turn, and its key would lead to it."""
+    ann.begin(entry(conversation="before"), None)
+    server.process.send_signal(signal.SIGSTOP)
+    lost = entry()
+    with pytest.raises(StoreUnavailable):
+        ann.begin(lost, "key")
+    server.process.send_signal(signal.SIGCONT)
+    until(lambda: ann.find(lost.id), "the deed after the lost reply")
+    assert ann.renew()
+    assert ann.find(lost.id) is None
+    assert ann.turns_of("c", 10) == []
+    turn = entry()
+    assert bob.begin(turn, "key") == turn
+
+
+def test_a_beginning_that_is_repeated_is_one_turn(ann):
+    turn = entry()
+    ann.begin(turn, "key")
+    assert ann.begin(turn, "key") == turn
+    ann.append([batch(turn, 1, 1)])
+    assert ann.begin(turn, None) == turn._replace(last_id=1, reach=1 + AHEAD)
+
+
+def test_leases_end_in_real_time(server):
+    ann, bob = RedisJournal(server.url, "ann", RETAIN), RedisJournal(server.url, "bob", RETAIN)
+    turn = bob.begin(entry(), None)
+    bob.renew()
+    began = time.monotonic()
+    while not (ended := ann.interrupt_orphans()):
+        time.sleep(0.05)
+    assert ended == [turn.id]
+    assert LEASE - 0.1 < time.monotonic() - began < LEASE + RENEW_INTERVAL
+    assert not bob.renew()
+    ann.close()
+    bob.close()
+
+
+def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):
+    journal = RedisJournal(server.url, "short", retain=0.3)
+    journal.renew()
+    turn = journal.begin(entry(), "key")
+    journal.append([batch(turn, 1, 2, Done(3, "complete"))])
+    assert journal.find(turn.id)
+    until(lambda: journal.find(turn.id) is None, "the end of retention")
+    assert journal.turns_of("c", 10) == []
+    journal.close()
+    assert server.client.keys() == []
+
+
+def test_all_keys_lie_in_one_slot_and_none_that_stays_for_ever_belongs_to_an_ended_turn(server, ann, bob):
+    turn = ann.begin(entry(), "key")
+    bob.ask([turn.id], "watch")
+    running = set(server.client.keys())
+    ann.append([batch(turn, 1, 2, Done(3, "complete"))])
+    keys = set(server.client.keys())
+    assert {redis.cluster.key_slot(key.encode()) for key in keys | running} == {redis.cluster.key_slot(b"{relay}")}
+    assert {key for key in keys if server.client.pttl(key) < 0} == {"{relay}:workers"}
+    assert server.client.pttl(f"{{relay}}:turn:{turn.id}") <= RETAIN * STRETCH * 1000
+
+
+def test_user_password_and_database_of_the_url_are_honoured(server, ann):
+    server.client.acl_setuser("relay", enabled=True, passwords=["+hunter2"], keys=["{relay}:*"], categories=["+@all"])
+    journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + "?password=hunter2&db=3", "own", RETAIN)
+    turn = entry()
+    assert journal.begin(turn, None) == turn
+    assert ann.find(turn.id) is None, "it is in another database"
+    journal.close()
+    for wrong in ("?password=wrong", "?db=99"):
+        journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + wrong, "own", RETAIN)
+        with pytest.raises(StoreUnavailable) as raised:
+            journal.renew()
+        assert raised.value.detail in {"AuthenticationError", "ResponseError"}
+
+
+def test_who_finds_all_connections_busy_waits(server, store, ann):
+    server.client.config_set("maxclients", 40)
+    turn = ann.begin(entry(), None)
+    ann.append([batch(turn, 1, 2)])
+    readers = [store.later(ann.read, turn.id, 0, 10) for _ in range(100)]
+    assert all(reader.get(10) == tokens(1, 2) for reader in readers)
