@@ -53,7 +53,7 @@ export class Transcript {
   }
 
   #compare() {
-    const answers = this.#conversation.answers.filter(({ id }) => id !== null);
+    const answers = this.#conversation.answers.filter(({ id, hasEnded }) => id !== null || !hasEnded); // not those refused
     if (!answers.length) return ["off", this.#received ? "It holds older text than this page." : "Nothing yet."];
     const since = answers[0].began;
     const isRunning = answers.some(({ hasEnded }) => !hasEnded);
@@ -69,8 +69,11 @@ export class Transcript {
       return agrees ? ["off", "The answer is on its way."] : ["differs", "The transcript differs from the answers."];
     }
     if (received === shown) return ["agrees", "The transcript agrees with the answers."];
-    if (!shown.startsWith(received)) return ["differs", "The transcript differs from the answers."];
-    return ["behind", `The transcript is ${shown.length - received.length} characters behind.`];
+    const missing = shown.length - received.length;
+    if (shown.startsWith(received)) return ["behind", `The transcript is ${missing} characters behind.`];
+    // What is asked elsewhere is noticed a little later than its text comes here.
+    if (received.startsWith(shown)) return ["ahead", `The transcript holds ${-missing} characters more than this page.`];
+    return ["differs", "The transcript differs from the answers."];
   }
 
   #say(state, words) {
