@@ -21,6 +21,7 @@ class Calls:
         self.gateway_figures: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.transcript_figures: Counter[str] = Counter()
+        self.closes: Counter[str] = Counter()
         self._connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     def oauth(self, status: int | None, order: Order | None) -> None:
@@ -48,6 +49,10 @@ class Calls:
         self.transcript_figures["opened" if status == 101 else "refused"] += 1
         self._note("transcript", status, order)
 
+    def close_frame(self, code: int) -> None:
+        """Counts a close frame that the relay has sent of its own accord."""
+        self.closes[str(code)] += 1
+
     def _note(self, place: str, status: int | None, order: Order | None, prompt: str | None = None) -> None:
         entry = {"at": time.time(), "place": place, "status": status, "fault": order.fault if order else None}
         self.log.append(entry if prompt is None else entry | {"prompt": prompt})
@@ -59,7 +64,7 @@ class Calls:
         return {
             "oauth": pick(self.oauth_figures, "calls", "issued", "refused"),
             "gateway": gateway | {"statuses": dict(self.statuses)},
-            "transcript": transcript | {"open": open_links},
+            "transcript": transcript | {"open": open_links, "closes": dict(self.closes)},
             "log": list(self.log),
         }
 

@@ -59,6 +59,11 @@ TRANSCRIPT = {
     "no_pongs": "pings stay unanswered",
     "gone": "connection reset without a close frame after `after` messages",
     "mute": "reads nothing after `after` (0) messages, stays open",
+    "cookie": "the handshake sets a cookie for the host; a handshake that comes with one is answered 400",
+    "odd_cookie": "the handshake sets a cookie with a name that Python's parser refuses",
+    "slow_handshake": "the answer to the handshake comes byte by byte and never ends",
+    "huge_frame": "sends a frame of 8 MiB after `after` messages",
+    "endless_message": "sends the pieces of a message without end after `after` messages",
 }
 KNOWN = {"gateway": GATEWAY, "oauth": OAUTH, "transcript": TRANSCRIPT}
 FROM_THE_START = {"stall_before_first", "cut_before_first", "mute"}

@@ -18,6 +18,10 @@ from .oauth import Tokens
 SCOPES = ("conversation:write", "websocket:subscribe")
 MAX_MESSAGE = 64 * 1024  # bytes
 SMALL_BUFFER = 4096  # bytes; the receive buffer of a slow reader
+HUGE_FRAME = b"\x81\x7f" + (8 * 1024 * 1024).to_bytes(8, "big")  # the head of a text (RFC 6455, 5.2)
+FIRST_PIECE, NEXT_PIECE = b"\x01\x7d", b"\x00\x7d"  # heads of pieces of 125 bytes, without FIN (RFC 6455, 5.4)
+PIECE = b"x" * 125
+COOKIES = {"cookie": "a=1; Domain={}", "odd_cookie": "odd/name=1"}
 
 
 class Transcript:
@@ -47,7 +51,11 @@ class Transcript:
         self._calls.handshake(101, order)
         if order is not None and order.fault == "slow_reader":
             shrink_buffer(request)
+        if order is not None and order.fault == "slow_handshake":
+            return await crawl(request)
         link = web.WebSocketResponse(autoping=False, max_msg_size=MAX_MESSAGE, timeout=1.0, compress=False)
+        if order is not None and order.fault in COOKIES:
+            link.headers["Set-Cookie"] = COOKIES[order.fault].format(request.url.host)
         await link.prepare(request)
         number = next(self._numbers)
         self._sockets.add(link)
@@ -69,6 +77,8 @@ class Transcript:
                 raise api_error(503, "service.unavailable", "The service is unavailable", retry_after_header(order))
         if "Authorization" in request.headers:
             raise bad_request("Send the access token in the query alone, with no Authorization header")
+        if "Cookie" in request.headers:
+            raise bad_request("This place has given no cookie")
         self._tokens.require(request.query.get("access_token", ""), *SCOPES)
 
     def keep(self, data: str, number: int) -> None:
@@ -87,6 +97,9 @@ class Transcript:
 
     def count_ping(self) -> None:
         self._calls.transcript_figures["pings"] += 1
+
+    def count_close(self, code: int) -> None:
+        self._calls.close_frame(code)
 
 
 class Session:
@@ -114,6 +127,8 @@ class Session:
             return
         while not await self._struck():
             message = await self._link.receive()
+            if message.type is WSMsgType.CLOSE:
+                self._transcript.count_close(message.data)
             if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
                 return
             if not await self._take(message):
@@ -152,9 +167,30 @@ class Session:
                     await until_gone(self._request)
                 except ConnectionResetError:
                     return True
+            case "huge_frame" | "endless_message":
+                await pour(self._request, self._fault == "huge_frame")
             case _:
                 return False
         return True
+
+
+async def crawl(request: web.Request) -> web.StreamResponse:
+    """Answers a handshake byte by byte until the other end has had enough."""
+    assert request.transport is not None
+    request.transport.write(b"HTTP/1.1 101 Switching Protocols\r\nX-Slow: ")
+    while not request.transport.is_closing():
+        request.transport.write(b"x")
+        await asyncio.sleep(0.1)
+    raise ConnectionResetError
+
+
+async def pour(request: web.Request, is_one_frame: bool) -> None:
+    """Sends one frame, or one message in pieces, until the other end has had enough."""
+    assert request.transport is not None
+    request.transport.write(HUGE_FRAME if is_one_frame else FIRST_PIECE + PIECE)
+    while not request.transport.is_closing():
+        request.transport.write(PIECE if is_one_frame else NEXT_PIECE + PIECE)
+        await asyncio.sleep(0.001)
 
 
 def shrink_buffer(request: web.Request) -> None:

@@ -1,6 +1,7 @@
 """The command `relay`: run it, look at its settings."""
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -8,16 +9,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from .settings import Settings, SettingsError, leave, load, load_or_exit
+from .settings import (
+    REDIS,
+    NoOrganisation,
+    Settings,
+    SettingsError,
+    host_and_port,
+    leave,
+    load,
+    load_or_exit,
+    places,
+    without_password,
+)
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 20.0  # seconds for the sandbox and the server to come up
 STOP_TIMEOUT = 10.0  # seconds after Ctrl-C until what is left is killed
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # HUP: the terminal was closed
 SANDBOX_READY = re.compile(r"sandbox ready on (\S+)")
 
 
@@ -42,7 +56,8 @@ def example() -> str:
     """The text of .env.example: every setting, its meaning, its default."""
     lines = ["# Every setting of the relay. Copy to .env and set what you need; the values here are the defaults."]
     for name, field in Settings.model_fields.items():
-        lines += ["", f"# {field.description}", f"#{name.upper()}={shown(field.default)}"]
+        default = None if field.default_factory else field.default
+        lines += ["", f"# {field.description}", f"#{name.upper()}={shown(default)}"]
     return "\n".join(lines)
 
 
@@ -52,59 +67,93 @@ def shown(value: object) -> str:
         return "(hidden)" if value.get_secret_value() else ""
     if isinstance(value, bool):
         return str(int(value))
+    if isinstance(value, str) and value.startswith(REDIS):
+        return without_password(value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_all() -> None:
-    """Serves until Ctrl-C or TERM; what was started ends with it."""
+    """Serves until Ctrl-C, TERM or the terminal's end; what was started ends with it."""
     processes: list[subprocess.Popen[str]] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop_by_signal)
+    for number in ENDINGS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup wants it ignored
+            signal.signal(number, stop_by_signal)
     try:
-        environment, kind = dict(os.environ), "your organisation"
-        if not has_organisation():
-            sandbox = start_sandbox(processes)
-            environment |= sandbox_settings(sandbox)
-            kind = f"the sandbox at {sandbox}"
-        address = free_address(environment.setdefault("BIND", "127.0.0.1:8000"))
-        environment["BIND"] = address
-        command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
-        server = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True)  # noqa: S603
-        processes.append(server)
-        wait_for_port(server, address)
-        print(welcome(address, kind), flush=True)
-        server.wait()
+        sys.exit(serve(processes))
     except KeyboardInterrupt:
-        print("\nstopping", flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print("\nstopping", flush=True)
     finally:
         stop(processes)
 
 
 def stop_by_signal(*_: object) -> None:
+    ignore_signals()  # a second one would cut `stop` short
     raise KeyboardInterrupt
 
 
-def has_organisation() -> bool:
-    """Whether settings for a real organisation are there. Ends the program when they are there and wrong."""
+def ignore_signals() -> None:
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def serve(processes: list[subprocess.Popen[str]]) -> int:
+    """Starts what is needed and waits for the server's end; returns its exit status."""
+    settings, kind = organisation(), "your organisation"
+    if settings is None:
+        sandbox = start_sandbox(processes)
+        os.environ.update(sandbox_settings(sandbox))
+        settings, kind = load_or_exit(), f"the sandbox at {sandbox}"
+        os.environ["DEFAULT_CONVERSATION_ID"] = settings.default_conversation_id or "demo"
+    address = free_address(settings.bind)
+    server = start(processes, ["gunicorn", "-c", str(ROOT / "gunicorn.conf.py")], {"BIND": address})
+    wait_for_port(server, address)
+    print(welcome(address, kind), flush=True)
+    return server.wait()
+
+
+def organisation() -> Settings | None:
+    """The settings for a real organisation, None without any. Ends the program when they are wrong or half there."""
     try:
-        load()
+        return load()
+    except NoOrganisation:
+        return None
     except SettingsError as error:
-        if "is missing" not in str(error):
-            leave(str(error))
-        return False
-    return True
+        leave(str(error))
+
+
+def start(
+    processes: list[subprocess.Popen[str]],
+    module: Sequence[str],
+    environment: Mapping[str, str],
+    stdout: int | None = None,
+) -> subprocess.Popen[str]:
+    """Starts a Python module in a session of its own, where the terminal's signals do not reach it."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    # A signal between the start and the list would leave the process behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", *module],
+            env={**os.environ, "PYTHONPATH": path, **environment},
+            stdout=stdout,
+            text=True,
+            start_new_session=True,
+            preexec_fn=let_signals_in,  # noqa: PLW1509 - there is no other thread
+        )
+        processes.append(process)
+    finally:
+        let_signals_in()
+    return process
+
+
+def let_signals_in() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
 
 
 def start_sandbox(processes: list[subprocess.Popen[str]]) -> str:
     """Starts the sandbox on a free port and returns its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sandbox", "--port", "0"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    processes.append(process)
+    process = start(processes, ["sandbox", "--port", "0"], {}, stdout=subprocess.PIPE)
     found = SANDBOX_READY.search(process.stdout.readline() if process.stdout else "")
     if found is None:
         leave("the sandbox did not start: install its packages with pip install -r sandbox/requirements.txt")
@@ -112,41 +161,42 @@ def start_sandbox(processes: list[subprocess.Popen[str]]) -> str:
 
 
 def sandbox_settings(address: str) -> dict[str, str]:
-    return {
-        "GENESYS_BASE_URL": address,
+    return {name.upper(): value for name, value in places(address).items()} | {
         "SANDBOX_URL": address,
         "OAUTH_CLIENT_ID": os.environ.get("SANDBOX_CLIENT_ID", "sandbox-client"),
         "OAUTH_CLIENT_SECRET": os.environ.get("SANDBOX_CLIENT_SECRET", "sandbox-secret"),
-        "DEFAULT_CONVERSATION_ID": os.environ.get("DEFAULT_CONVERSATION_ID", "demo"),
     }
 
 
 def free_address(wanted: str) -> str:
     """`wanted`, or the same host with any free port when something listens there already."""
-    host, _, port = wanted.rpartition(":")
     if wanted.startswith("unix:"):
         return wanted
-    with socket.socket() as probe:
+    host, port = host_and_port(wanted)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, int(port)))
-        except OSError:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                leave(f"BIND={wanted!r} cannot be right: {error.strerror} (an address of this machine is needed)")
             probe.bind((host, 0))
             print(f"{wanted} is taken, serving on another port", file=sys.stderr)
-        return f"{host}:{probe.getsockname()[1]}"
+        return f"{wanted.rpartition(':')[0]}:{probe.getsockname()[1]}"
 
 
 def wait_for_port(server: subprocess.Popen[str], address: str) -> None:
     """Returns once the server takes connections; ends the program when it does not come up."""
-    host, _, port = address.rpartition(":")
+    if address.startswith("unix:"):
+        return
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline and not address.startswith("unix:"):
+    while time.monotonic() < deadline:
         if server.poll() is not None:
             raise SystemExit(server.returncode)
-        with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                return
+        with suppress(OSError), socket.create_connection(host_and_port(address), timeout=1):
+            return
         time.sleep(0.05)
+    leave(f"the server did not come up within {START_TIMEOUT:.0f} s")
 
 
 def welcome(address: str, kind: str) -> str:
@@ -159,14 +209,14 @@ def welcome(address: str, kind: str) -> str:
 
 def stop(processes: Sequence[subprocess.Popen[str]]) -> None:
     """Ends what runs, the server before the sandbox that it talks to."""
+    ignore_signals()
     for process in reversed(processes):
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it and its workers, if any is left
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -3,19 +3,33 @@
 The environment name is the field's name in capitals; a `.env` file in the working folder is read as well.
 """
 
+import os
+import re
 import sys
+from ipaddress import IPv6Address
 from typing import Annotated, Literal, NoReturn, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .errors import BadRequest
+from .prompt import MAX_CONVERSATION_ID, read_conversation_id
+
 WEB = ("http", "https")
 WEBSOCKET = ("ws", "wss")
+REDIS = ("redis", "rediss")
+LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")  # RFC 1123, 2.1
+USER_INFO = re.compile(r"^(.*?://(?:[^:@/]*:)?)?.*@", re.DOTALL)
 
 
 class SettingsError(ValueError):
     """A setting that cannot be right. The text is one line: its name, its value (secrets hidden) and the fix."""
+
+
+class NoOrganisation(SettingsError):
+    """Nothing says which organisation, or which other gateway, to talk to."""
 
 
 class Settings(BaseSettings):
@@ -46,7 +60,12 @@ class Settings(BaseSettings):
     transcript_interval_ms: Annotated[int, Field(ge=0, description="least time between two messages")] = 0
     transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
 
-    store_url: str = Field("sqlite:///var/relay.db", description="where answers are kept")
+    store_url: str = Field(
+        "sqlite:///var/relay.db",
+        repr=False,
+        description="where answers are kept: sqlite:///PATH (relative to the working folder; four slashes for an "
+        "absolute path), redis://, rediss:// (several machines), memory:// (one worker, gone with it)",
+    )
     retain_seconds: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="how long an answer is kept after its end")
     ] = 3600
@@ -60,7 +79,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request")] = 1024 * 1024
 
     bind: str = Field("127.0.0.1:8000", description="where the server listens")
-    web_concurrency: Annotated[int, Field(ge=1, description="worker processes")] = 1
+    web_concurrency: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="worker processes; else one per CPU"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     log_format: Literal["text", "json"] | None = Field(None, description="text on a terminal, else json")
     sandbox_url: str | None = Field(None, description="of a running sandbox: the page shows its transcript")
@@ -72,20 +93,47 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _derive_places(cls, values: dict[str, object]) -> dict[str, object]:
-        host = str(values.get("genesys_env") or "acme")
+    def _derive(cls, values: dict[str, object]) -> dict[str, object]:
+        """Drops what is blank; adds the defaults that hang on other settings."""
+        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        given = {name: value for name, value in stripped.items() if value not in (None, "")}
+        host = str(given.get("genesys_env", "acme"))
         if "." not in host:
             host += ".mypurecloud.com"
-        base = str(values.get("genesys_base_url") or f"https://{host}").rstrip("/")
-        scheme, place, path, _, _ = urlsplit(base)
-        websocket = "wss" if scheme == "https" else "ws"
-        derived = {
-            "genesys_oauth_url": f"{base}/oauth/token",
-            "genesys_gateway_url": f"{base}/api/v2/ai/llm/gateway/chat",
-            "genesys_transcript_url": f"{websocket}://{place}{path}/v2/conversations/websockets",
-        }
-        given = {name: value for name, value in values.items() if value not in (None, "")}
+        base = str(given.get("genesys_base_url", f"https://{host}")).rstrip("/")
+        derived: dict[str, object] = {**places(base)}
+        if given.get("store_url") == "memory://":
+            derived["web_concurrency"] = 1
         return derived | given | {"genesys_base_url": base}
+
+    @field_validator("genesys_env")
+    @classmethod
+    def _is_host(cls, value: str) -> str:
+        if HOST.fullmatch(value):
+            return value
+        raise ValueError("must be the name of an organisation or host alone; for an address there is GENESYS_BASE_URL")
+
+    @field_validator("oauth_client_id", "oauth_client_secret", "gateway_api_key")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr | str | None) -> SecretStr | str | None:
+        if not is_printable_ascii(secret_text(value)):
+            raise ValueError("must be printable ASCII: copy it again")
+        return value
+
+    @field_validator("gateway_api_key")
+    @classmethod
+    def _is_bearer(cls, value: SecretStr | None) -> SecretStr | None:
+        if " " in secret_text(value):
+            raise ValueError("must hold no spaces: the key alone, without `Bearer`")
+        return value
+
+    @field_validator("default_conversation_id")
+    @classmethod
+    def _is_conversation_id(cls, value: str | None) -> str | None:
+        try:
+            return read_conversation_id(value)
+        except BadRequest:
+            raise ValueError(f"must be 1 to {MAX_CONVERSATION_ID} printable characters") from None
 
     @field_validator("genesys_base_url", "genesys_oauth_url", "genesys_gateway_url", "sandbox_url")
     @classmethod
@@ -97,23 +145,37 @@ class Settings(BaseSettings):
     def _is_websocket_address(cls, value: str) -> str:
         return check_address(value, WEBSOCKET)
 
+    @field_validator("store_url")
+    @classmethod
+    def _is_store(cls, value: str) -> str:
+        return check_store(value)
+
     @field_validator("bind")
     @classmethod
     def _is_bind_address(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if value.startswith("unix:") or (host and port.isdecimal() and int(port) < 65536):
-            return value
-        raise ValueError("must be HOST:PORT or unix:PATH, for example 127.0.0.1:8000")
+        if not re.match("unix:.", value):
+            host_and_port(value)
+        return value
 
     @model_validator(mode="after")
     def _has_credentials(self) -> Self:
-        if self.needs_oauth:
-            for name in ("oauth_client_id", "oauth_client_secret"):
-                if not secret_text(getattr(self, name)):
-                    raise SettingsError(
-                        f"{name.upper()} is missing: set it to that of your Genesys Cloud OAuth client "
-                        "(grant Client Credentials), or use `make run`, which needs no account"
-                    )
+        client = {name: secret_text(getattr(self, name)) for name in ("oauth_client_id", "oauth_client_secret")}
+        missing = next((name for name, value in client.items() if not value), None)
+        if self.needs_oauth and missing:
+            kind = SettingsError if any(client.values()) or self.gateway_api_key else NoOrganisation
+            raise kind(
+                f"{missing.upper()} is missing: set it to that of your Genesys Cloud OAuth client "
+                "(grant Client Credentials), or use `make run`, which needs no account"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_store_for_all_workers(self) -> Self:
+        if self.store_url == "memory://" and self.web_concurrency > 1:
+            raise SettingsError(
+                f"WEB_CONCURRENCY={self.web_concurrency} cannot be right: STORE_URL=memory:// keeps answers in one "
+                "worker; set WEB_CONCURRENCY=1, or a STORE_URL that workers share, such as sqlite:///var/relay.db"
+            )
         return self
 
     @property
@@ -123,7 +185,8 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must never be printed."""
-        found = (secret_text(self.oauth_client_secret), secret_text(self.gateway_api_key))
+        store = urlsplit(self.store_url).password or ""
+        found = (secret_text(self.oauth_client_secret), secret_text(self.gateway_api_key), store, unquote(store))
         return tuple(secret for secret in found if secret)
 
 
@@ -135,7 +198,11 @@ def load() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise SettingsError(explain(error)) from None
+        raise explain(error) from None
+    except UnicodeDecodeError:
+        raise SettingsError(".env cannot be read: it is not text in UTF-8; save it as such") from None
+    except OSError as error:
+        raise SettingsError(f".env cannot be read: {error.strerror}") from None
 
 
 def load_or_exit() -> Settings:
@@ -151,29 +218,86 @@ def leave(line: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> SettingsError:
     """One line for the first thing that is wrong."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SettingsError):
-        return str(cause)
+        return cause
     name = str(first["loc"][0])
     field = Settings.model_fields[name]
-    hidden = "secret" in name or "key" in name or "@" in str(first["input"])
-    value = "(hidden)" if hidden else repr(first["input"])
+    secret = "secret" in name or "key" in name
+    value = "(hidden)" if secret else repr(without_password(str(first["input"])))
     fix = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
-    return f"{name.upper()}={value} cannot be right: {fix} ({field.description or 'default: ' + str(field.default)})"
+    meaning = field.description or f"default: {field.default}"
+    return SettingsError(f"{name.upper()}={value} cannot be right: {fix} ({meaning})")
+
+
+def places(base: str) -> dict[str, str]:
+    """Where an organisation with this base address has its parts."""
+    scheme, _, rest = base.partition("://")
+    return {
+        "genesys_base_url": base,
+        "genesys_oauth_url": f"{base}/oauth/token",
+        "genesys_gateway_url": f"{base}/api/v2/ai/llm/gateway/chat",
+        "genesys_transcript_url": f"{'wss' if scheme.lower() == 'https' else 'ws'}://{rest}/v2/conversations/websockets",
+    }
+
+
+def split_address(value: str) -> SplitResult:
+    """The parts of a URL. Raises ValueError, without a part of the value: it may hold a password."""
+    if not is_printable_ascii(value) or " " in value:
+        raise ValueError("must hold no spaces and nothing outside ASCII: write them as %20 and the like")
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError("must hold a host and a port that can be") from None
+    if port == 0:
+        raise ValueError("must hold a port that is not 0")
+    return parts
 
 
 def check_address(value: str, schemes: tuple[str, ...]) -> str:
-    parts = urlsplit(value)
+    parts = split_address(value)
     if parts.scheme not in schemes or not parts.hostname:
         raise ValueError(f"must be an address that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    if parts.port == 0:
-        raise ValueError("must hold a port that is not 0")
     if parts.username is not None:
         raise ValueError("must not hold a user name or password")
     return value
+
+
+def check_store(value: str) -> str:
+    """Raises ValueError for what is no place to keep answers."""
+    scheme, _, rest = value.partition("://")
+    if scheme in REDIS:
+        parts = split_address(value)
+        if not parts.hostname or "password" in parts.query:
+            raise ValueError(f"must be {scheme}://HOST, {scheme}://HOST:PORT/DB or {scheme}://USER:PASSWORD@HOST")
+    elif scheme == "sqlite":
+        if not rest.startswith("/") or not rest.strip("/") or rest.endswith("/") or not rest.isprintable():
+            raise ValueError("must be sqlite:///PATH: three slashes, then the path of a file")
+    elif value != "memory://":
+        raise ValueError("must begin with sqlite:///, redis:// or rediss://, or be memory://")
+    return value
+
+
+def host_and_port(bind: str) -> tuple[str, int]:
+    """A BIND such as 127.0.0.1:8000 or [::1]:8000. Raises ValueError."""
+    found = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", bind)
+    if not found or int(found[3]) > 65535:
+        raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH, for example 127.0.0.1:8000")
+    host = str(IPv6Address(found[1])) if found[1] else found[2]
+    return host, int(found[3])
+
+
+def without_password(address: str) -> str:
+    """`address`, to be shown: what stands before its @, but for a user's name, is hidden."""
+    return USER_INFO.sub(r"\1(hidden)@", address)
+
+
+def is_printable_ascii(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 def secret_text(value: SecretStr | str | None) -> str:

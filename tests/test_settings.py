@@ -9,7 +9,7 @@ import pytest
 
 from server import settings as settings_module
 from server.cli import example, listing
-from server.settings import SettingsError, load
+from server.settings import NoOrganisation, SettingsError, host_and_port, load
 
 WHOLE = {"OAUTH_CLIENT_ID": "client", "OAUTH_CLIENT_SECRET": "the-secret-value"}
 
@@ -89,6 +89,48 @@ IMPOSSIBLE = [
     (WHOLE | {"DISCONNECT_GRACE": "-2"}, "DISCONNECT_GRACE"),
     (WHOLE | {"BIND": "8000"}, "BIND"),
     (WHOLE | {"BIND": "127.0.0.1:99999"}, "BIND"),
+    (WHOLE | {"BIND": "127.0.0.1:٨٠٠٠"}, "BIND"),
+    (WHOLE | {"BIND": "127.0.0.1:65536"}, "BIND"),
+    (WHOLE | {"BIND": "127.0.0.1:" + "9" * 5000}, "BIND"),
+    (WHOLE | {"BIND": "::1:8000"}, "BIND"),
+    (WHOLE | {"BIND": "[::g]:8000"}, "BIND"),
+    (WHOLE | {"BIND": "unix:"}, "BIND"),
+    (WHOLE | {"BIND": "http://127.0.0.1:8000"}, "BIND"),
+    (WHOLE | {"GENESYS_ENV": "https://acme.mypurecloud.com"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "acme corp"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "acme/x"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "user@acme.example"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "acmé"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "acme..example"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "-acme"}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_ENV": "a" * 64}, "GENESYS_ENV"),
+    (WHOLE | {"GENESYS_BASE_URL": "http://[::1"}, "GENESYS_BASE_URL"),
+    (WHOLE | {"GENESYS_BASE_URL": "http://host:port"}, "GENESYS_BASE_URL"),
+    (WHOLE | {"GENESYS_OAUTH_URL": "https://host/a token"}, "GENESYS_OAUTH_URL"),
+    (WHOLE | {"GENESYS_GATEWAY_URL": "https://host/chât"}, "GENESYS_GATEWAY_URL"),
+    (WHOLE | {"GENESYS_GATEWAY_URL": "https://host/ch\nat"}, "GENESYS_GATEWAY_URL"),
+    (WHOLE | {"GENESYS_TRANSCRIPT_URL": "wss://host/\u00e9"}, "GENESYS_TRANSCRIPT_URL"),
+    (WHOLE | {"DEFAULT_CONVERSATION_ID": "x" * 201}, "DEFAULT_CONVERSATION_ID"),
+    (WHOLE | {"DEFAULT_CONVERSATION_ID": "a\nb"}, "DEFAULT_CONVERSATION_ID"),
+    ({"OAUTH_CLIENT_ID": "  ", "OAUTH_CLIENT_SECRET": "b"}, "OAUTH_CLIENT_ID is missing"),
+    ({"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": " \t"}, "OAUTH_CLIENT_SECRET is missing"),
+    ({"GATEWAY_API_KEY": "  ", "TRANSCRIPT": "off"}, "OAUTH_CLIENT_ID is missing"),
+    ({"OAUTH_CLIENT_ID": "a\u200bb", "OAUTH_CLIENT_SECRET": "b"}, "OAUTH_CLIENT_ID"),
+    ({"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "the-secret-value\u00e9"}, "OAUTH_CLIENT_SECRET=(hidden)"),
+    ({"GATEWAY_API_KEY": "Bearer the-secret-value", "TRANSCRIPT": "off"}, "GATEWAY_API_KEY=(hidden)"),
+    ({"GATEWAY_API_KEY": "the-secret-value\nx", "TRANSCRIPT": "off"}, "GATEWAY_API_KEY=(hidden)"),
+    (WHOLE | {"STORE_URL": "relay.db"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "postgres://host"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "sqlite:///"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "sqlite:///var/"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "sqlite://var/relay.db"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "redis:///0"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "redis://host:0"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "redis://:the-secret-value@[host]"}, "STORE_URL='redis://:(hidden)@[host]'"),
+    (WHOLE | {"STORE_URL": "redis://:the-secret-value/x@host"}, "STORE_URL='redis://:(hidden)@host'"),
+    (WHOLE | {"STORE_URL": "redis://user:the-secret-value@host:99999"}, "STORE_URL='redis://user:(hidden)@host:99999'"),
+    (WHOLE | {"STORE_URL": "memory://x"}, "STORE_URL"),
+    (WHOLE | {"STORE_URL": "memory://", "WEB_CONCURRENCY": "2"}, "WEB_CONCURRENCY=2"),
     (WHOLE | {"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
     (WHOLE | {"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
 ]
@@ -107,6 +149,66 @@ def test_a_password_in_an_address_is_refused_and_not_shown(environment):
     with pytest.raises(SettingsError) as error:
         environment(**WHOLE, GENESYS_BASE_URL="https://user:hunter2@host")
     assert "hunter2" not in str(error.value)
+
+
+def test_secrets_and_other_values_are_taken_without_the_blanks_around_them(environment):
+    found = environment(
+        OAUTH_CLIENT_ID=" client\t", OAUTH_CLIENT_SECRET=" secret\n", GATEWAY_API_KEY=" key ", BIND=" 127.0.0.1:1 "
+    )
+    assert found.oauth_client_id == "client"
+    assert found.secrets == ("secret", "key")
+    assert found.bind == "127.0.0.1:1"
+
+
+def test_a_client_with_half_its_settings_is_not_taken_for_none_at_all(environment):
+    with pytest.raises(NoOrganisation):
+        environment()
+    with pytest.raises(SettingsError) as error:
+        environment(OAUTH_CLIENT_SECRET="the-secret-value")
+    assert not isinstance(error.value, NoOrganisation)
+
+
+@pytest.mark.parametrize(
+    ("bind", "host", "port"),
+    [("127.0.0.1:8000", "127.0.0.1", 8000), ("[::1]:8000", "::1", 8000), ("relay.example:0", "relay.example", 0)],
+)
+def test_a_bind_address_is_host_and_port(environment, bind, host, port):
+    assert host_and_port(environment(**WHOLE, BIND=bind).bind) == (host, port)
+
+
+@pytest.mark.parametrize("content", [b"MAX_TURNS=7\n# caf\xe9\n", b"\xff\xfeM\x00"])
+def test_an_env_file_in_another_encoding_gets_one_line(environment, tmp_path, content):
+    (tmp_path / ".env").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"^\.env cannot be read: .*UTF-8.*$"):
+        environment(**WHOLE)
+
+
+STORES = [
+    "sqlite:///var/relay.db",
+    "sqlite:////var/lib/relay/relay.db",
+    "sqlite:///my folder/antwört.db",
+    "redis://localhost",
+    "redis://[::1]:6379/0",
+    "rediss://user:password@redis.example:6380/1?ssl_cert_reqs=none",
+    "memory://",
+]
+
+
+@pytest.mark.parametrize("url", STORES)
+def test_a_store_is_a_file_redis_or_memory(environment, url):
+    assert environment(**WHOLE, STORE_URL=url).store_url == url
+
+
+def test_a_password_of_the_store_is_a_secret_and_not_shown(environment):
+    found = environment(**WHOLE, STORE_URL="rediss://relay:hunter%2F2@host:6380/1")
+    assert {"hunter%2F2", "hunter/2"} < set(found.secrets)
+    assert "STORE_URL=rediss://relay:(hidden)@host:6380/1\n" in listing(found)
+    assert "hunter" not in repr(found)
+
+
+def test_there_is_a_worker_for_each_cpu_but_one_alone_with_memory(environment):
+    assert environment(**WHOLE).web_concurrency == os.cpu_count()
+    assert environment(STORE_URL="memory://").web_concurrency == 1
 
 
 def test_the_server_does_not_start_and_says_one_line(tmp_path):

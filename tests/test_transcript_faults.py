@@ -1,6 +1,16 @@
 """Each way in which the transcript's link can fail: the client notices nothing, and no text is missing."""
 
+import select
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
 import pytest
+
+from server.transcript.handshake import Answer, is_accepted, read_answer, request
 
 from .conftest import until
 
@@ -19,8 +29,16 @@ def holds_all_in_order(messages, tokens):
     return position == len(tokens)
 
 
+def lines(relay, conversation, message):
+    return [e for e in relay.log if e.get("conversation") == conversation and message in e["message"]]
+
+
 def links_lost(relay, conversation):
-    return [e for e in relay.log if e.get("conversation") == conversation and "link lost" in e["message"]]
+    return lines(relay, conversation, "link lost")
+
+
+def incomplete(relay, conversation):
+    return lines(relay, conversation, "transcript incomplete")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +52,9 @@ def links_lost(relay, conversation):
         ("gone", {"after": 4, "calls": 3}),
         ("no_pongs", {}),
         ("mute", {"after": 4}),
+        ("slow_handshake", {}),
+        ("huge_frame", {"after": 4}),
+        ("endless_message", {"after": 4}),
     ],
 )
 def test_a_lost_link_is_opened_again_and_no_text_is_missing(relay, sandbox, prompt, conversation, fault, order):
@@ -75,3 +96,187 @@ def test_a_platform_that_refuses_every_login_does_not_stop_the_answer(start_rela
     result = relay.ask(prompt, conversation).finish()
     assert result.error["code"] == "gateway_unauthorized"
     until(lambda: any("link lost" in e["message"] for e in relay.log), "the log line")
+
+
+@pytest.mark.parametrize("fault", ["cookie", "odd_cookie"])
+def test_a_cookie_is_neither_kept_nor_a_reason_to_fail(relay, sandbox, prompt, conversation, fault):
+    sandbox.script(prompt, TOKENS)
+    sandbox.fault("transcript", fault)
+    for name in (conversation, f"{conversation}-other"):
+        relay.ask(prompt, name).finish()
+        until(lambda c=name: sandbox.text_of(c) == TEXT, "the transcript")
+        assert not links_lost(relay, name)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (1012, "closed by the platform: 1012 service restart"),
+        (1013, "closed by the platform: 1013 try again later"),
+        (1008, "closed by the platform: 1008 policy violation"),
+        (4321, "closed by the platform: 4321"),
+    ],
+)
+def test_the_log_says_in_words_why_the_platform_closed(relay, sandbox, prompt, conversation, code, words):
+    sandbox.script(prompt, TOKENS, interval_ms=10)
+    sandbox.fault("transcript", "closed_after", after=4, code=code)
+    relay.ask(prompt, conversation).finish()
+    (lost, *_) = until(lambda: links_lost(relay, conversation), "the log line")
+    assert lost["detail"] == words
+
+
+def test_a_turn_that_the_journal_has_forgotten_does_not_block_those_after_it(
+    start_relay, sandbox, prompt, conversation
+):
+    relay = start_relay(RETAIN_SECONDS="0")
+    long, short = f"{prompt} long", f"{prompt} short"
+    sandbox.script(long, ["word "] * 5000)  # more than a turn holds in memory once it has ended
+    sandbox.script(short, TOKENS)
+    sandbox.fault("transcript", "refused_503", retry_after=15)  # by then the journal has forgotten
+    forgotten = relay.ask(long, conversation).finish().id
+    relay.ask(short, conversation).finish()
+    until(lambda: TEXT in sandbox.text_of(conversation), "the transcript of the next turn", patience=40)
+    assert [e["turn"] for e in incomplete(relay, conversation)] == [forgotten]
+
+
+def test_the_oldest_turn_is_given_up_when_too_many_wait(start_relay, sandbox, prompt, conversation):
+    relay = start_relay(MAX_TURNS="2")
+    sandbox.script(prompt, TOKENS)
+    sandbox.fault("transcript", "refused_503", calls=5, retry_after=3)
+    for number in range(5):
+        relay.ask(prompt, f"{conversation}-{number}").finish()
+    for number in range(1, 5):
+        until(lambda n=number: sandbox.text_of(f"{conversation}-{n}") == TEXT, "the transcripts of the later turns")
+    assert incomplete(relay, f"{conversation}-0")
+    assert sandbox.text_of(f"{conversation}-0") == ""
+
+
+def test_a_worker_that_stops_says_goodbye_to_its_links(start_sandbox, start_relay, prompt):
+    sandbox = start_sandbox()
+    relay = start_relay(GENESYS_BASE_URL=sandbox.url)
+    sandbox.script(prompt, TOKENS)
+    for number in range(3):
+        relay.ask(prompt, f"c-{number}").finish()
+        until(lambda n=number: sandbox.text_of(f"c-{n}") == TEXT, "the transcript")
+    until(lambda: len([e for e in relay.log if e["message"] == "turn ended"]) == 3, "the turns are over")
+    relay.process.process.send_signal(signal.SIGTERM)
+    assert relay.process.process.wait(20) == 0
+    assert sandbox.calls()["transcript"]["closes"] == {"1001": 3}
+
+
+def test_what_a_stopping_worker_could_not_send_is_named(start_relay, sandbox, prompt, conversation):
+    relay = start_relay(GUNICORN_CMD_ARGS="--graceful-timeout 4")
+    sandbox.script(prompt, TOKENS)
+    sandbox.fault("transcript", "mute")
+    result = relay.ask(prompt, conversation).finish()
+    begin = time.monotonic()
+    relay.process.process.send_signal(signal.SIGTERM)
+    assert relay.process.process.wait(20) == 0
+    assert time.monotonic() - begin < 10
+    (line,) = incomplete(relay, conversation)
+    assert line["turn"] == result.id
+    assert line["detail"] == "the worker stops"
+
+
+@contextmanager
+def connect_proxy():
+    """A proxy that knows CONNECT alone (RFC 9110, 9.3.6); yields its address and the heads that it was sent."""
+    heads = []
+
+    def serve(client):
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(4096)
+        heads.append(head.decode())
+        host, port = head.split()[1].decode().split(":")
+        with client, socket.create_connection((host, port)) as upstream:
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            other = {client: upstream, upstream: client}
+            while True:
+                for end in select.select([client, upstream], [], [])[0]:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    other[end].sendall(data)
+
+    def accept():
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", heads
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_the_link_goes_through_the_proxy_that_the_environment_names(
+    start_relay, sandbox, prompt, conversation, variable
+):
+    sandbox.script(prompt, TOKENS)
+    port = urlsplit(sandbox.url).port
+    with connect_proxy() as (address, heads):
+        relay = start_relay(
+            **{variable: f"user:pass%20word@{address}", "NO_PROXY": "127.0.0.1"},
+            GENESYS_TRANSCRIPT_URL=f"ws://localhost:{port}/v2/conversations/websockets",
+        )
+        relay.ask(prompt, conversation).finish()
+        until(lambda: sandbox.text_of(conversation) == TEXT, "the transcript")
+    (head,) = heads
+    assert head.startswith(f"CONNECT localhost:{port} ")
+    assert "Proxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=" in head
+
+
+def test_no_proxy_holds_for_the_link_as_requests_reads_it(start_relay, sandbox, prompt, conversation):
+    sandbox.script(prompt, TOKENS)
+    place = f"localhost:{urlsplit(sandbox.url).port}"
+    relay = start_relay(GENESYS_BASE_URL=f"http://{place}", HTTP_PROXY="http://127.0.0.1:9", NO_PROXY=place)
+    relay.ask(prompt, conversation).finish()
+    until(lambda: sandbox.text_of(conversation) == TEXT, "the transcript")
+    assert not links_lost(relay, conversation)
+
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # that of RFC 6455, 1.3
+OPENED = {
+    "upgrade": "websocket",
+    "connection": "keep-alive, Upgrade",
+    "sec-websocket-accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+}
+
+
+def test_the_handshake_asks_with_the_token_in_the_query_alone():
+    head = request("wss://h:8443/v2/ws?a=b", "to/ken", KEY).decode()
+    assert head.startswith("GET /v2/ws?a=b&access_token=to%2Fken HTTP/1.1\r\nHost: h:8443\r\n")
+    assert head.endswith("\r\n\r\n")
+    assert "Authorization" not in head
+
+
+def test_the_answer_is_read_whatever_the_case_of_its_names():
+    answer = read_answer(b"HTTP/1.1 101 Switching Protocols\r\nUPGRADE:  WebSocket \r\nX: a: b")
+    assert answer == Answer(101, {"upgrade": "WebSocket", "x": "a: b"})
+
+
+@pytest.mark.parametrize("head", [b"", b"SSH-2.0-OpenSSH_9.6", b"HTTP/1.1 abc", b"HTTP/1.1"])
+def test_what_is_not_http_is_no_answer(head):
+    with pytest.raises(ValueError, match="not HTTP|invalid literal"):
+        read_answer(head)
+
+
+@pytest.mark.parametrize(
+    ("status", "changed", "accepted"),
+    [
+        (101, {}, True),
+        (200, {}, False),
+        (101, {"upgrade": "h2c"}, False),
+        (101, {"connection": "close"}, False),
+        (101, {"sec-websocket-accept": "another"}, False),
+        (101, {"sec-websocket-extensions": "permessage-deflate"}, False),
+        (101, {"sec-websocket-protocol": "chat"}, False),
+    ],
+)
+def test_only_the_link_that_was_asked_for_is_accepted(status, changed, accepted):
+    assert is_accepted(Answer(status, OPENED | changed), KEY) is accepted

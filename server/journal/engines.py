@@ -15,6 +15,11 @@ def open_journal(url: str, worker: str, retain: float) -> Journal:
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
         return SqliteJournal(sqlite_path(url), worker, retain)
+    if scheme in ("redis", "rediss"):
+        # Not above: gunicorn's master reads this module, and sockets must be patched before Redis' client sees them.
+        from .redis import RedisJournal  # noqa: PLC0415
+
+        return RedisJournal(url, worker, retain)
     return MemoryJournal(worker, retain)
 
 

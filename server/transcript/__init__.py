@@ -20,6 +20,7 @@ class Delivery:
         self.confirmed = 0  # id of the last event that has arrived for certain
         self.text_sent = 0  # id of the last event with text that was sent
         self.sent_all = False
+        self.is_forgotten = False  # what comes next cannot be had any more
         self.began = time.monotonic()
         self._follower: Follower = tail.follow(is_audience=False, bell=bell)
         self._tail = tail
@@ -31,12 +32,17 @@ class Delivery:
     def next_text(self) -> tuple[str, int, int] | None:
         """The text that comes next, with the ids of its first and last event; None while there is none.
 
-        At most some MAX_MESSAGE_CHARS, but never less than one token.
+        At most some MAX_MESSAGE_CHARS, but never less than one token. May wait for the journal.
+        Raises StoreUnavailable.
         """
+        # Looked at before `take`, which may wait: what comes in the meantime is not forgotten.
+        is_behind = self._tail.last_id > self._follower.cursor
+        events = self._follower.take()
+        self.is_forgotten = not events and (is_behind or self._follower.closed)
         texts: list[str] = []
         length = 0
         ids: list[int] = []
-        for event in self._follower.take():
+        for event in events:
             if type(event) is Token:
                 if texts and length + len(event.text) > MAX_MESSAGE_CHARS:
                     self._follower.cursor = ids[-1]

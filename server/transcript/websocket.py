@@ -6,48 +6,37 @@ from the last pong: nothing is missing, and about a second of text can repeat.
 """
 
 import logging
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
 from random import random
-from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import gevent
 import orjson
 from gevent.event import Event as Flag
-from websocket import ABNF, WebSocket, WebSocketBadStatusException, WebSocketException, WebSocketTimeoutException
+from websocket import ABNF
 
-from ..backoff import MAX_RETRY_AFTER, full_jitter, retry_after
+from ..backoff import full_jitter
 from ..bell import Bell
 from ..credentials import Credentials
-from ..errors import CredentialsError
+from ..errors import StoreUnavailable
 from ..journal.tail import Tail
 from ..settings import Settings
-from ..tls import tls_context
 from . import MAX_MESSAGE_CHARS, Delivery
+from .socket import CLOSE_TIMEOUT, GOING_AWAY, NORMAL, LinkLost, Socket
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 20.0  # seconds for the handshake, and for one write to a link that does not take it
 IDLE = 60.0  # seconds without text after which a link is closed
 PING_INTERVAL = 20.0  # seconds of silence on a link
 CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; the most that can repeat after a loss
 PONG_TIMEOUT = 20.0  # seconds until a link that answers no ping is given up
 TICK = 0.25  # seconds; how late a link's own times may be noticed
-CLOSE_TIMEOUT = 1.0  # seconds for the closing handshake
-NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
-
-
-class LinkLost(Exception):
-    """The link is gone. The text, for the log, holds no address: the token is in it."""
-
-    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
-        """`retry_after` is in seconds."""
-        super().__init__(reason)
-        self.retry_after = retry_after
+STORE_WAIT = 0.5  # seconds until a store that could not be read is asked again
+MAX_WAITING = 500  # turns of one conversation that are not yet delivered
+MAX_WAITING_PER_LINK = 2  # of the links that a worker may keep: as many as can run, and as many again that wait
+STOP_TIMEOUT = CLOSE_TIMEOUT + 0.1  # seconds for all links when the worker stops
 
 
 class Mark(NamedTuple):
@@ -62,13 +51,14 @@ class Transcript:
     """The links of this worker, one a conversation."""
 
     def __init__(self, settings: Settings, credentials: Credentials, max_links: int) -> None:
-        """`max_links` bounds the links that are kept open without need."""
+        """`max_links` bounds the links that are kept open without need, and with them the turns that wait."""
         self.idle = Flag()
         self.idle.set()
         self._settings = settings
         self._credentials = credentials
         self._max_links = max_links
         self._links: dict[str, Link] = {}
+        self._waiting = 0
         self._ticker: gevent.Greenlet[[], None] | None = None
 
     @property
@@ -82,23 +72,29 @@ class Transcript:
         link = self._links.get(conversation_id)
         if link is None:
             self._make_room()
-            link = Link(conversation_id, self._settings, self._credentials, self._note)
+            link = Link(conversation_id, self._settings, self._credentials, self._note_left, self._note_end)
             self._links[conversation_id] = link
         self.idle.clear()
+        self._waiting += 1
         link.add(tail)
+        if self._waiting > MAX_WAITING_PER_LINK * self._max_links:
+            busy = (other for other in self._links.values() if other.busy)
+            min(busy, key=lambda other: other.oldest).give_up_oldest()
 
     def close(self) -> None:
         """Closes the links; what was not sent is lost, and said so in the log."""
         if self._ticker is not None:
             self._ticker.kill(block=False)
-        gevent.joinall([gevent.spawn(link.stop) for link in list(self._links.values())], timeout=2 * CLOSE_TIMEOUT)
+        gevent.joinall([gevent.spawn(link.stop) for link in list(self._links.values())], timeout=STOP_TIMEOUT)
 
-    def _note(self, link: "Link") -> None:
-        """A link has become idle, or has ended."""
-        if link.ended:
-            self._links.pop(link.conversation_id, None)
-        if not any(other.busy for other in self._links.values()):
+    def _note_left(self) -> None:
+        """A turn no longer waits: it has arrived, or is given up."""
+        self._waiting -= 1
+        if not self._waiting:
             self.idle.set()
+
+    def _note_end(self, link: "Link") -> None:
+        self._links.pop(link.conversation_id, None)
 
     def _make_room(self) -> None:
         if len(self._links) >= self._max_links:
@@ -120,35 +116,52 @@ class Link:
     """One conversation's WebSocket: a greenlet that writes, and one that reads while it is open."""
 
     def __init__(
-        self, conversation_id: str, settings: Settings, credentials: Credentials, on_change: Callable[["Link"], None]
+        self,
+        conversation_id: str,
+        settings: Settings,
+        credentials: Credentials,
+        on_left: Callable[[], None],
+        on_end: Callable[["Link"], None],
     ) -> None:
+        """`on_left` is called for each turn that no longer waits, `on_end` when the link is over."""
         self.conversation_id = conversation_id
         self.bell = Bell()
         self.wake_at = 0.0  # monotonic seconds
         self.active_at = time.monotonic()
-        self.ended = False
         self._settings = settings
         self._credentials = credentials
-        self._on_change = on_change
+        self._on_left = on_left
+        self._on_end = on_end
         self._deliveries: deque[Delivery] = deque()
-        self._socket: WebSocket | None = None
+        self._socket: Socket | None = None
         self._lost = ""
         self._retired = False
+        self._stopping = False
         self._mark: Mark | None = None
         self._pings = 0
         self._pinged_at = 0.0
         self._failures = 0
-        self._reader: gevent.Greenlet[[WebSocket], None] | None = None
+        self._reader: gevent.Greenlet[[Socket], None] | None = None
         self._greenlet = gevent.spawn(self._run)
 
     @property
     def busy(self) -> bool:
         return bool(self._deliveries)
 
+    @property
+    def oldest(self) -> float:
+        """When the turn that waits longest began, in monotonic seconds."""
+        return self._deliveries[0].began
+
     def add(self, tail: Tail) -> None:
         self._retired = False
         self._deliveries.append(Delivery(tail, self.bell))
+        if len(self._deliveries) > MAX_WAITING:
+            self.give_up_oldest()
         self.bell.ring()
+
+    def give_up_oldest(self) -> None:
+        self._give_up(self._deliveries[0], "too many turns wait")
 
     def retire(self) -> None:
         """Closes the link unless it gets text before that."""
@@ -157,34 +170,30 @@ class Link:
 
     def stop(self) -> None:
         """Closes the link at once."""
-        for delivery in self._deliveries:
-            log.error("transcript incomplete: the worker stops", extra=self._fields(delivery))
+        self._stopping = True
+        self._give_up_all("the worker stops")
         self._greenlet.kill()
 
     def _run(self) -> None:
         """Opens the link, serves it, opens it again when it is lost; ends once there is nothing to send."""
         try:
-            while True:
+            while self._deliveries:
                 try:
                     self._carry()
-                except (LinkLost, CredentialsError) as error:
+                except Exception as error:  # noqa: BLE001 - the text that waits must outlive whatever breaks a link
                     self._wait_after(error)
-                if not self._deliveries:
-                    return
         finally:
-            self.ended = True
-            for delivery in self._deliveries:
-                delivery.close()
-            self._deliveries.clear()
-            self._on_change(self)
+            self._give_up_all("the link broke")
+            self._on_end(self)
 
     def _carry(self) -> None:
-        """One link from its handshake to its end. Raises LinkLost or CredentialsError."""
-        self._open()
+        """One link from its handshake to its end."""
         try:
+            self._open()
             self._serve()
-        except LinkLost:
-            self._reset()
+        except Exception:
+            if self._socket is not None:
+                self._socket.break_off()
             raise
         finally:
             self._close()
@@ -193,14 +202,11 @@ class Link:
         """Raises LinkLost or CredentialsError."""
         token = self._credentials.token()
         try:
-            self._socket = self._connect(token)
-        except WebSocketBadStatusException as error:
-            if error.status_code == 401:
+            self._socket = Socket(self._settings.genesys_transcript_url, token)
+        except LinkLost as lost:
+            if lost.status == 401:
                 self._credentials.renew(token)
-            wait = retry_after((error.resp_headers or {}).get("retry-after"), time.time()) or 0.0
-            raise LinkLost(f"handshake refused with {error.status_code}", min(wait, MAX_RETRY_AFTER)) from None
-        except (WebSocketException, OSError, ValueError) as error:
-            raise LinkLost(f"handshake failed: {type(error).__name__}") from None
+            raise
         self._lost = ""
         self._mark = None
         self._pinged_at = self.active_at = time.monotonic()
@@ -209,28 +215,13 @@ class Link:
         self._reader = gevent.spawn(self._read, self._socket)
         log.debug("transcript link open", extra={"conversation": self.conversation_id})
 
-    def _connect(self, token: str) -> WebSocket:
-        url = self._settings.genesys_transcript_url
-        secure = url.startswith("wss:")
-        socket = WebSocket(
-            enable_multithread=True, skip_utf8_validation=True, sslopt={"context": tls_context()} if secure else {}
-        )
-        separator = "&" if "?" in url else "?"
-        # A redirect would take the token to another place.
-        socket.connect(
-            f"{url}{separator}access_token={quote(token, safe='')}",
-            timeout=TIMEOUT,
-            suppress_origin=True,
-            redirect_limit=0,
-        )
-        return socket
-
     def _serve(self) -> None:
         """Sends what comes until the link has idled long enough. Raises LinkLost."""
         interval = self._settings.transcript_interval_ms / 1000
         while True:
             if self._lost:
                 raise LinkLost(self._lost)
+            self._give_up_old()
             sent = self._send_next()
             self._ping_if_due()
             if not self._deliveries and (self._retired or time.monotonic() - self.active_at >= IDLE):
@@ -241,16 +232,24 @@ class Link:
                 gevent.sleep(interval)
 
     def _send_next(self) -> bool:
-        """Sends what waits of the first turn that is not sent whole: later turns come after it."""
-        for delivery in self._deliveries:
-            if delivery.sent_all:
-                continue
-            if (message := delivery.next_text()) is not None:
-                self._send_text(delivery, *message)
-                return True
-            if not delivery.sent_all:
-                return False
-        return False
+        """Sends what waits of the first turn that is not sent whole: later turns come after it.
+
+        Whether there may be more to send at once. Raises LinkLost.
+        """
+        delivery = next((delivery for delivery in self._deliveries if not delivery.sent_all), None)
+        if delivery is None:
+            return False
+        try:
+            message = delivery.next_text()
+        except StoreUnavailable:
+            log.debug("transcript waits for the store", extra=self._fields(delivery))
+            gevent.sleep(STORE_WAIT)
+            return True
+        if message is not None:
+            self._send_text(delivery, *message)
+        elif delivery.is_forgotten:
+            self._give_up(delivery, "the journal has forgotten the rest")
+        return message is not None or delivery.sent_all or delivery.is_forgotten
 
     def _send_text(self, delivery: Delivery, text: str, first: int, last: int) -> None:
         message = {"conversationId": self.conversation_id, "type": "message", "text": text, "role": "agent"}
@@ -266,10 +265,7 @@ class Link:
 
     def _send(self, payload: bytes, opcode: int) -> None:
         assert self._socket is not None
-        try:
-            self._socket.send(payload, opcode)
-        except (WebSocketException, OSError) as error:
-            raise LinkLost(f"write failed: {type(error).__name__}") from None
+        self._socket.send(payload, opcode)
 
     def _ping_if_due(self) -> None:
         """Sends the ping that is due, and says when the next one is. Raises LinkLost when no pong comes."""
@@ -299,27 +295,18 @@ class Link:
                 break
         return found
 
-    def _read(self, socket: WebSocket) -> None:
-        """Reads what the platform sends: pongs, pings, the close frame."""
-        reason = "closed by the platform"
+    def _read(self, socket: Socket) -> None:
+        """Takes the pongs until the link is lost, and says why it is."""
+        reason = ""
         try:
             while True:
-                try:
-                    opcode, frame = socket.recv_data_frame(control_frame=True)
-                except WebSocketTimeoutException:
-                    continue
-                if opcode == ABNF.OPCODE_PONG:
-                    self._note_pong(bytes(frame.data))
-                elif opcode == ABNF.OPCODE_CLOSE:
-                    code = int.from_bytes(frame.data[:2], "big")
-                    reason = f"closed by the platform with {code}"
-                    return
-        except (WebSocketException, OSError) as error:
-            reason = f"read failed: {type(error).__name__}"
+                self._note_pong(socket.next_pong())
+        except Exception as error:  # noqa: BLE001 - the writer raises it again
+            reason = describe(error)
         finally:
             if socket is self._socket:
                 self._lost = reason
-                socket.abort()  # a write that waits for this link fails at once
+                socket.interrupt()  # a write that waits for this link fails at once
                 self.bell.ring()
 
     def _note_pong(self, payload: bytes) -> None:
@@ -338,17 +325,15 @@ class Link:
     def _retire_arrived(self) -> None:
         """Lets go of turns whose whole text has arrived."""
         while self._deliveries and self._deliveries[0].arrived:
-            self._deliveries.popleft().close()
-            if not self._deliveries:
-                self._on_change(self)
+            self._let_go(self._deliveries[0])
 
     def _wait_after(self, error: Exception) -> None:
         """Gives up text that is too old, then waits before the next try."""
         self._failures += 1
-        wait, detail = full_jitter(self._failures, random), type(error).__name__
+        wait = full_jitter(self._failures, random)
         if isinstance(error, LinkLost):
-            wait, detail = max(wait, error.retry_after), str(error)
-        fields = {"conversation": self.conversation_id, "detail": detail, "wait": round(wait, 2)}
+            wait = max(wait, error.retry_after)
+        fields = {"conversation": self.conversation_id, "detail": describe(error), "wait": round(wait, 2)}
         log.warning("transcript link lost, trying again", extra=fields | {"attempt": self._failures})
         self._give_up_old()
         if self._deliveries:
@@ -357,23 +342,29 @@ class Link:
     def _give_up_old(self) -> None:
         horizon = time.monotonic() - self._settings.retain_seconds - self._settings.gateway_timeout
         while self._deliveries and self._deliveries[0].began < horizon:
-            delivery = self._deliveries.popleft()
-            log.error("transcript incomplete: given up", extra=self._fields(delivery))
-            delivery.close()
+            self._give_up(self._deliveries[0], "the time of retention is over")
 
-    def _reset(self) -> None:
-        """Breaks a lost link off: what lies in its buffers must not arrive after what the next link repeats."""
-        if self._socket is not None and self._socket.sock is not None:
-            self._socket.sock.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
-            self._socket.connected = False  # no closing handshake: the other end has shown that it does not answer
+    def _give_up_all(self, reason: str) -> None:
+        while self._deliveries:
+            self._give_up(self._deliveries[0], reason)
+
+    def _give_up(self, delivery: Delivery, reason: str) -> None:
+        if delivery not in self._deliveries:
+            return  # the bounds have taken it while it was being read
+        log.error("transcript incomplete", extra=self._fields(delivery) | {"detail": reason})
+        self._let_go(delivery)
+
+    def _let_go(self, delivery: Delivery) -> None:
+        self._deliveries.remove(delivery)
+        delivery.close()
+        self._on_left()
 
     def _close(self) -> None:
         socket, self._socket = self._socket, None
         if self._reader is not None:
-            self._reader.kill()  # it holds the lock under which the closing handshake is read
+            self._reader.kill()  # the closing handshake is read here
         if socket is not None:
-            socket.close(timeout=CLOSE_TIMEOUT)
-            socket.shutdown()
+            socket.close(GOING_AWAY if self._stopping else NORMAL)
 
     def _fields(self, delivery: Delivery) -> dict[str, Any]:
         return {
@@ -382,3 +373,8 @@ class Link:
             "confirmed": delivery.confirmed,
             "sent": delivery.text_sent,
         }
+
+
+def describe(error: Exception) -> str:
+    """For the log. Only the class of what is unexpected: its text may hold the address, and the token with it."""
+    return str(error) if isinstance(error, LinkLost) else type(error).__name__

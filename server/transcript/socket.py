@@ -1,0 +1,270 @@
+"""One open WebSocket: sends frames, reads pongs, closes. What goes wrong with it is LinkLost.
+
+The frames are websocket-client's; the handshake is ours. What comes in is bounded: pongs, pings, a close frame and now
+and then a short text are all that is expected of the platform.
+"""
+
+import struct
+import time
+from base64 import b64encode
+from contextlib import suppress
+from functools import cache
+from http.client import HTTPConnection, HTTPSConnection
+from socket import SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
+from ssl import SSLContext
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import gevent
+from gevent.lock import BoundedSemaphore
+from requests.utils import get_environ_proxies
+from websocket import (
+    ABNF,
+    WebSocketConnectionClosedException,
+    WebSocketException,
+    WebSocketPayloadException,
+    frame_buffer,
+)
+
+from ..backoff import MAX_RETRY_AFTER, retry_after
+from ..credentials import CORRELATION
+from ..tls import tls_context
+from . import handshake
+
+HANDSHAKE_TIMEOUT = 10.0  # seconds for all of it: name, connection, proxy, TLS, answer
+WRITE_TIMEOUT = 20.0  # seconds for one write to a link that does not take it
+CLOSE_TIMEOUT = 1.0  # seconds for the closing handshake
+MAX_HEAD = 16 * 1024  # bytes of the answer to the handshake
+MAX_MESSAGE = 16 * 1024  # bytes of an incoming message, in one frame or many
+BLOCK_SIZE = 4096  # bytes a read of the handshake
+PROXY_PORT = 3128  # of a proxy that is named without one
+NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
+
+NORMAL = 1000
+GOING_AWAY = 1001
+NO_STATUS = 1005  # stands for a close frame without a code
+CLOSE_CODES = {  # RFC 6455, 7.4.1, and IANA's registry of close codes
+    NORMAL: "normal closure",
+    GOING_AWAY: "going away",
+    1002: "protocol error",
+    1003: "unsupported data",
+    NO_STATUS: "no status",
+    1007: "invalid payload",
+    1008: "policy violation",
+    1009: "message too big",
+    1010: "extension missing",
+    1011: "internal error",
+    1012: "service restart",
+    1013: "try again later",
+    1014: "bad gateway",
+}
+
+
+class LinkLost(Exception):
+    """The link is gone. The text, for the log, holds no address: the token is in it."""
+
+    def __init__(self, reason: str, retry_after: float = 0.0, status: int = 0) -> None:
+        """`retry_after` is in seconds; `status` that of a handshake that was refused."""
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.status = status
+
+
+class Frames(frame_buffer):
+    """websocket-client's frame reader, which would take a frame of any length."""
+
+    def recv_strict(self, bufsize: int) -> bytes:
+        if bufsize > MAX_MESSAGE:
+            raise WebSocketPayloadException
+        return super().recv_strict(bufsize)
+
+
+class Socket:
+    """One greenlet writes and one reads."""
+
+    def __init__(self, url: str, token: str) -> None:
+        """Opens it, within HANDSHAKE_TIMEOUT. Raises LinkLost."""
+        late = LinkLost(f"handshake not done within {HANDSHAKE_TIMEOUT:.0f} s")
+        try:
+            with gevent.Timeout(HANDSHAKE_TIMEOUT, late):
+                self._socket, rest = open_link(url, token)
+        except (OSError, ValueError) as error:
+            raise LinkLost(f"handshake failed: {type(error).__name__}") from None
+        self._socket.settimeout(WRITE_TIMEOUT)
+        self._frames = Frames(self._receive, skip_utf8_validation=True)
+        self._frames.recv_buffer = [rest]
+        self._lock = BoundedSemaphore()
+        self._open_writes = 0  # more than 0 after one that broke off: the other end holds half a frame
+        self._close_sent = False
+        self._incoming = 0  # bytes of the message that is coming in
+
+    def send(self, payload: bytes, opcode: int) -> None:
+        """Raises LinkLost."""
+        try:
+            data = ABNF.create_frame(payload, opcode).format()
+            self._open_writes += 1
+            with self._lock:
+                self._socket.sendall(data)
+            self._open_writes -= 1
+        except OSError as error:
+            raise LinkLost(f"write failed: {type(error).__name__}") from None
+
+    def next_pong(self) -> bytes:
+        """Waits for a pong and returns what it carries; answers pings, drops texts. Raises LinkLost."""
+        while True:
+            frame = self._next_frame()
+            data = frame.data
+            assert isinstance(data, bytes)
+            if frame.opcode == ABNF.OPCODE_PONG:
+                return data
+            if frame.opcode == ABNF.OPCODE_PING:
+                self.send(data, ABNF.OPCODE_PONG)
+            elif frame.opcode == ABNF.OPCODE_CLOSE:
+                self._answer_close(data)
+            else:
+                self._drop(frame)
+
+    def interrupt(self) -> None:
+        """Makes a write or read that waits for this socket fail at once."""
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_RDWR)
+
+    def break_off(self) -> None:
+        """Makes `close` send RST: what lies in the buffers must not arrive after what the next link repeats."""
+        self._close_sent = True  # there is no closing handshake with an end that does not answer
+        with suppress(OSError):  # it may be gone already
+            self._socket.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
+
+    def close(self, code: int) -> None:
+        """Closes it with a closing handshake (RFC 6455, 7.1.2) where one can be had within CLOSE_TIMEOUT.
+
+        No one else may be reading. May be repeated.
+        """
+        if not self._close_sent and not self._open_writes:
+            with gevent.Timeout(CLOSE_TIMEOUT, False), suppress(LinkLost):
+                self._send_close(code)
+                while True:
+                    self.next_pong()
+        with suppress(OSError):
+            self._socket.close()
+
+    def _next_frame(self) -> ABNF:
+        try:
+            while True:
+                with suppress(TimeoutError):  # silence is judged by who sends the pings
+                    return self._frames.recv_frame()
+        except WebSocketPayloadException:
+            raise LinkLost(f"the platform sent more than {MAX_MESSAGE} bytes at once") from None
+        except WebSocketConnectionClosedException:
+            raise LinkLost("closed by the platform without a word") from None
+        except (WebSocketException, OSError) as error:
+            raise LinkLost(f"read failed: {type(error).__name__}") from None
+
+    def _receive(self, size: int) -> bytes:
+        data = self._socket.recv(size)
+        if not data:
+            raise WebSocketConnectionClosedException
+        return data
+
+    def _drop(self, frame: ABNF) -> None:
+        self._incoming += len(frame.data)
+        if self._incoming > MAX_MESSAGE:
+            raise LinkLost(f"the platform sent more than {MAX_MESSAGE} bytes at once")
+        if frame.fin:
+            self._incoming = 0
+
+    def _answer_close(self, data: bytes) -> None:
+        code = int.from_bytes(data[:2], "big") or NO_STATUS
+        if not self._close_sent:
+            self._send_close(NORMAL if code == NO_STATUS else code)
+        raise LinkLost(f"closed by the platform: {code} {CLOSE_CODES.get(code, '')}".rstrip())
+
+    def _send_close(self, code: int) -> None:
+        self._close_sent = True
+        self.send(code.to_bytes(2, "big"), ABNF.OPCODE_CLOSE)
+
+
+def open_link(url: str, token: str) -> tuple[socket, bytes]:
+    """An open link, and what has come after the handshake's answer. Raises LinkLost or what `dial` raises."""
+    connection = dial(url)
+    try:
+        key = handshake.make_key()
+        connection.sendall(handshake.request(url, token, key))
+        head, rest = read_head(connection)
+        answer = handshake.read_answer(head)
+        if not handshake.is_accepted(answer, key):
+            raise refusal(answer)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, rest
+
+
+def dial(url: str) -> socket:
+    """A connection to the address, with TLS for wss. Raises OSError or ssl's errors."""
+    parts = urlsplit(url)
+    is_secure = parts.scheme == "wss"
+    host, port = parts.hostname or "", parts.port or (443 if is_secure else 80)
+    proxy = proxy_for(url)
+    via = (proxy.hostname or "", proxy.port or PROXY_PORT) if proxy else (host, port)
+    http = HTTPSConnection(*via, context=shared_tls_context()) if is_secure else HTTPConnection(*via)
+    if proxy:
+        http.set_tunnel(host, port, proxy_headers(proxy))
+    try:
+        http.connect()
+    except BaseException:
+        http.close()
+        raise
+    connection: socket = http.sock
+    return connection
+
+
+@cache
+def proxy_for(url: str) -> SplitResult | None:
+    """The proxy that the environment names for a ws or wss address, as `requests` finds it for http or https.
+
+    Found once: to search the environment takes longer than all else that a handshake does.
+    """
+    scheme = "https" if url.startswith("wss:") else "http"
+    proxies = get_environ_proxies(f"{scheme}:{url.partition(':')[2]}")
+    proxy = proxies.get(scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {b64encode(login.encode()).decode()}"}
+
+
+@cache
+def shared_tls_context() -> SSLContext:
+    """One for all links: to read the bundle takes milliseconds."""
+    return tls_context()
+
+
+def read_head(connection: socket) -> tuple[bytes, bytes]:
+    """An answer's head, and what follows it. Raises LinkLost."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        if len(data) > MAX_HEAD:
+            raise LinkLost(f"handshake answered with more than {MAX_HEAD} bytes")
+        block = connection.recv(BLOCK_SIZE)
+        if not block:
+            raise LinkLost("handshake broken off")
+        data += block
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head, rest
+
+
+def refusal(answer: handshake.Answer) -> LinkLost:
+    """A redirect is one too: it would take the token to another place."""
+    if answer.status == 101:
+        return LinkLost("handshake answered with something that is no WebSocket")
+    wait = retry_after(answer.headers.get("retry-after"), time.time()) or 0.0
+    reason = f"handshake refused with {answer.status}"
+    if correlation := answer.headers.get(CORRELATION.lower()):
+        reason += f" correlation={correlation[:80]}"
+    return LinkLost(reason, min(wait, MAX_RETRY_AFTER), answer.status)
