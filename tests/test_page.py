@@ -252,7 +252,7 @@ def test_a_conversation_that_has_text_already_is_continued(page, relay, sandbox,
     expect_transcript(page, "agrees")
 
 
-def test_without_a_sandbox_the_page_says_where_the_transcript_is(open_page, start_relay):
+def test_without_a_sandbox_the_page_says_where_the_transcript_is(start_relay, open_page):
     page = open_page(start_relay(SANDBOX_URL="", DEFAULT_CONVERSATION_ID="c-77").url)
     expect(page.locator("#transcript-state")).to_contain_text("agent desktop, in conversation c-77")
 
@@ -392,6 +392,20 @@ def test_another_window_notices_a_question_and_knows_it(open_page, lasting_relay
     expect_state(beside, "complete")
 
 
+def test_who_does_not_see_the_page_asks_for_nothing(open_page, lasting_relay, sandbox, prompt, conversation):
+    page = open_page(f"{lasting_relay.url}/?conversation={conversation}")
+    page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
+    page.wait_for_timeout(200)  # for a look that is on its way
+    looks = []
+    page.on("request", lambda request: looks.append(request.url))
+    sandbox.script(prompt, ["one "])
+    lasting_relay.begin(prompt, conversation)
+    page.wait_for_timeout(2500)
+    assert looks == []
+    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    expect_text(page, "one ")
+
+
 # Lost connections.
 
 
@@ -435,7 +449,7 @@ def test_cut_anywhere_in_the_bytes_everything_arrives_once(open_page, lasting_re
     expect_transcript(page, "agrees")
 
 
-def test_a_worker_that_is_replaced_in_mid_answer_loses_nothing(open_page, start_relay, sandbox, prompt):
+def test_a_worker_that_is_replaced_in_mid_answer_loses_nothing(start_relay, open_page, sandbox, prompt):
     open_page.expected = LOST
     relay = start_relay(DISCONNECT_GRACE="30", GATEWAY_IDLE_TIMEOUT="60")
     page = open_page(relay.url)
@@ -457,7 +471,25 @@ def test_a_worker_that_is_replaced_in_mid_answer_loses_nothing(open_page, start_
     assert sandbox.gateway_calls(prompt) == 1
 
 
-def test_a_worker_that_is_killed_ends_the_answer_in_words(open_page, start_relay, sandbox, prompt):
+def test_a_question_goes_to_the_new_worker_while_the_old_one_still_answers(start_relay, open_page, sandbox, prompt):
+    open_page.expected = LOST
+    relay = start_relay(DISCONNECT_GRACE="30", GATEWAY_IDLE_TIMEOUT="60")
+    page = open_page(relay.url)
+    sandbox.script(f"{prompt} long", ["a ", "b "], gate=True)
+    sandbox.script(f"{prompt} short", ["c "])
+    long = relay.ask(f"{prompt} long")
+    assert long.next_token() == "a "
+    old = relay.workers
+    relay.process.process.send_signal(signal.SIGHUP)
+    until(lambda: set(relay.workers) - set(old), "a new worker")
+    ask(page, f"{prompt} short")
+    expect_state(page, "complete")
+    expect_text(page, "c ")
+    sandbox.receipt(f"{prompt} long", 2)
+    assert long.finish().done["status"] == "complete"
+
+
+def test_a_worker_that_is_killed_ends_the_answer_in_words(start_relay, open_page, sandbox, prompt):
     open_page.expected = LOST
     relay = start_relay(DISCONNECT_GRACE="30", GATEWAY_IDLE_TIMEOUT="60")
     page = open_page(relay.url)
@@ -554,6 +586,7 @@ def test_a_refused_question_is_told_in_words_and_the_next_is_asked(open_page, re
     expect(shown(page).locator(".answer-note")).to_contain_text("at most 200000 are taken. Shorten it.")
     ask(page, prompt)
     expect_state(page, "complete")
+    expect_transcript(page, "agrees")
 
 
 # Asking on, the transcript, the focus.

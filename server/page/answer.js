@@ -22,7 +22,7 @@ export class Answer {
   wake = null; // ends the wait for another try to ask
   began = null; // seconds since 1970, by the server's clock
   text = "";
-  isMine = false; // asked on this page
+  isMine = false; // asked or stopped on this page
   isWhole = true; // once the answer has ended: whether `text` is all of it
   element = document.createElement("li");
   #question = null; #asked; #box; #text; #note; #countdown; #unwritten = ""; #frame = 0; #stopping = false; #onChange;

@@ -14,7 +14,7 @@ export class Conversation {
   answers = []; // oldest first
   #place; #hears; #loaded; #timer; #asking = false; #looking = false; #failures = 0; #left = false;
 
-  /** `hears` is told by its methods: changed; finished, with an answer asked here; trouble, with words or none. */
+  /** `hears` is told by its methods: changed; finished, with an answer that was not old; trouble, with words or none. */
   constructor(id, place, hears) {
     [this.id, this.#place, this.#hears] = [id, place, hears];
     this.#loaded = this.#look().then(() => this.#lookLater());
@@ -52,6 +52,7 @@ export class Conversation {
 
   stop() {
     for (const answer of this.answers.filter(({ canStop }) => canStop)) {
+      answer.isMine = true;
       answer.stopping();
       if (answer.url !== null) this.#cancel(answer);
     }
@@ -80,7 +81,7 @@ export class Conversation {
     const stopped = !answer.canStop;
     this.#follow(answer, stream);
     if (stopped) this.#cancel(answer); // Stop came before there was anything to stop
-    if (this.answers[0] === answer) this.#learnBegin(answer);
+    if (this.answers.find(({ id }) => id !== null) === answer) this.#learnBegin(answer);
   }
 
   /** Passes the time until the next try, and says so; false when it was stopped. */
@@ -194,7 +195,7 @@ export class Conversation {
 
   #heard(answer) {
     if (this.#left) return;
-    if (answer.isMine && answer.hasEnded) this.#hears.finished(answer);
+    if (answer.hasEnded && (answer.isMine || answer.stream)) this.#hears.finished(answer);
     this.#hears.changed();
   }
 }

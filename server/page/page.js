@@ -29,11 +29,12 @@ function changed() {
   transcript.changed();
 }
 
-/** An answer that was asked here is there. */
+/** An answer that was followed has ended. */
 function finished(answer) {
   say(answer.state === "complete" ? `The answer: ${answer.text} ${answer.note}` : answer.note);
-  // Buttons that go out of use drop the focus; who is elsewhere stays there.
-  if ([ask, stop, document.body].includes(document.activeElement)) prompt.focus({ preventScroll: true });
+  // Buttons that go out of use drop the focus, at once or a little later; who is elsewhere stays there.
+  const dropped = answer.isMine && [ask, stop, document.body].includes(document.activeElement);
+  if (dropped) prompt.focus({ preventScroll: true });
 }
 
 function submit() {

@@ -57,7 +57,7 @@ export class Transcript {
     if (!answers.length) return ["off", this.#received ? "It holds older text than this page." : "Nothing yet."];
     const since = answers[0].began;
     const isRunning = answers.some(({ hasEnded }) => !hasEnded);
-    if (since === null) return ["off", "The answer is on its way."];
+    if (since === null) return ["off", isRunning ? "The answer is on its way." : "It cannot be compared right now."];
     if (answers.some(({ hasEnded, isWhole }) => hasEnded && !isWhole)) {
       return ["off", "This page does not have all of the answers to compare."];
     }
