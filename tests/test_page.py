@@ -553,6 +553,16 @@ def test_an_answer_that_is_no_longer_kept_is_said_to_be_gone(open_page, lasting_
     expect(page.locator("#ask")).to_be_enabled()
 
 
+def test_what_is_sent_again_is_shown_once(page, prompt):
+    events = ["1|one ", "2|two ", "1|one ", "2|two ", "3|three "]
+    lines = [f'id: {number}\ndata: {{"token": "{token}"}}\n\n' for number, token in (e.split("|") for e in events)]
+    body = "".join(lines) + 'id: 4\nevent: done\ndata: {"status": "complete", "finish_reason": "stop"}\n\n'
+    page.route(re.compile("/streams/"), lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    ask(page, prompt)
+    expect_state(page, "complete")
+    expect_text(page, "one two three ")
+
+
 def test_a_question_whose_receipt_is_lost_is_asked_once(open_page, lasting_relay, proxy, sandbox, prompt):
     open_page.expected = LOST
     page = open_page(proxy.url)
