@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -346,6 +347,17 @@ def test_a_conversation_opened_again_shows_its_answers_and_can_be_asked_on(open_
         {"role": "user", "content": f"{prompt} three"},
     ]
     expect_state(page, "complete")
+    expect_transcript(page, "agrees")
+
+
+def test_a_conversation_of_any_name_is_found_again(open_page, relay, sandbox, prompt, conversation):
+    page = open_page(f"{relay.url}/?conversation={quote(f'{conversation}/ü & #1', safe='')}")
+    sandbox.script(prompt, ["one "])
+    ask(page, prompt)
+    expect_state(page, "complete")
+    page.reload()
+    assert page.input_value("#conversation-id") == f"{conversation}/ü & #1"
+    expect_text(page, "one ")
     expect_transcript(page, "agrees")
 
 

@@ -131,10 +131,11 @@ export class Conversation {
     this.#looking = true;
     try {
       const streams = await list(this.id);
+      if (this.#left) return;
       this.#failures = 0;
       this.#hears.trouble("");
       // While a POST is on its way, its stream may be among these and could not be told from others.
-      if (!this.#left && !this.#asking) this.#show(streams);
+      if (!this.#asking) this.#show(streams);
     } catch (refusal) {
       if (!(refusal instanceof Refusal)) throw refusal;
       this.#failures += 1;

@@ -15,6 +15,7 @@ let conversation = null;
 function open(id) {
   conversation?.leave();
   answers.replaceChildren();
+  trouble.textContent = "";
   conversationId.value = id;
   history.replaceState(null, "", `?${new URLSearchParams({ conversation: id })}`);
   conversation = new Conversation(id, answers, { changed, finished, trouble: (words) => { trouble.textContent = words; } });
