@@ -9,7 +9,7 @@ from ..errors import NotFound
 from ..relay import Relay
 
 PAGE = Path(__file__).parent.parent / "page"
-FILES = frozenset({"page.js", "sse.js", "transcript.js", "page.css", "icon.svg"})
+FILES = frozenset(path.name for path in PAGE.iterdir() if path.suffix in {".js", ".css", ".svg"})
 
 routes = Blueprint("page", __name__)
 

@@ -78,7 +78,7 @@ def cancel_stream(stream_id: str) -> Response:
     return Response(status=204)
 
 
-@routes.get("/conversations/<conversation_id>/streams")
+@routes.get("/conversations/<path:conversation_id>/streams")  # an id may hold a slash
 def list_streams(conversation_id: str) -> Response:
     """The newest streams of a conversation, oldest first."""
     relay = Relay.of(current_app)
