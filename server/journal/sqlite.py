@@ -27,6 +27,7 @@ BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for another worker's; the
 POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn of another worker
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
 NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
+FAR = 1 << 62  # behind every cursor
 PURGE_LIMIT = 500  # turns a transaction
 DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
 SCHEMA = [  # one script a version; PRAGMA user_version counts those that were run
@@ -67,7 +68,7 @@ class SqliteJournal:
         self._reading = Channel(path)
         self._watching: sqlite3.Connection | None = None
         self._version = -1
-        self._followed: frozenset[str] = frozenset()
+        self._seen: dict[str, int] = {}  # by turn, the cursor behind which that version holds nothing
         self._woken = False
         self._beginnings: Group[tuple[Entry, str | None], Entry] = Group(self._begin_all)
 
@@ -108,11 +109,12 @@ class SqliteJournal:
         pause = POLL_FAST if cursors else POLL_SLOW
         while True:
             version = self._data_version()
-            if version != self._version or cursors.keys() != self._followed:
+            if version != self._version or any(cursor < self._seen.get(turn, FAR) for turn, cursor in cursors.items()):
                 news = self._look(cursors)
                 if all(len(events) < NEWS_LIMIT for events in news.events.values()):
                     # All of that version was seen; what has come since changes the version again.
-                    self._version, self._followed = version, frozenset(cursors)
+                    ends = {turn: events[-1].id for turn, events in news.events.items()}
+                    self._version, self._seen = version, {**cursors, **ends}
                 if any(news):
                     return news
             if self._woken or time.monotonic() >= deadline:
@@ -275,7 +277,8 @@ def append_rows(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]
     """Returns the turns that another worker has ended."""
     insert = f"INSERT OR IGNORE INTO batches SELECT :turn, :last, :first, :events FROM turns WHERE {MINE}"  # noqa: S608
     update = (
-        "UPDATE turns SET last_id = max(last_id, :last), reach = :reach, status = :status, ended = :ended "  # noqa: S608
+        "UPDATE turns SET last_id = max(last_id, :last), status = :status, ended = :ended, "  # noqa: S608
+        "reach = CASE :status WHEN 'running' THEN max(reach, :reach) ELSE :reach END "
         f"WHERE {MINE}"
     )
     connection.executemany(insert, rows)
