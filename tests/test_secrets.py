@@ -18,7 +18,10 @@ SECRET = "sandbox-secret"
 def test_nothing_that_the_server_wrote_holds_a_secret(start_sandbox, start_relay, prompt):
     sandbox = start_sandbox()
     relay = start_relay(
-        GENESYS_BASE_URL=sandbox.url, GATEWAY_MAX_RETRIES="2", GATEWAY_SYSTEM_PROMPT="a-system-prompt-text"
+        GENESYS_BASE_URL=sandbox.url,
+        GATEWAY_MAX_RETRIES="2",
+        GATEWAY_SYSTEM_PROMPT="a-system-prompt-text",
+        GATEWAY_TIMEOUT="10",  # nothing else ends a flood
     )
     answers = []
     for number, fault in enumerate([*GATEWAY, None]):
