@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from .settings import Settings
 
+WORKER_BOOT_ERROR = 3  # the exit status that makes gunicorn stop, and not start the worker again and again
+
 
 def create_app(settings: "Settings | None" = None) -> "Flask":
     """The relay as an app of its own; without `settings`, those of the environment.
@@ -21,9 +23,12 @@ def create_app(settings: "Settings | None" = None) -> "Flask":
 
     from .relay import Relay  # noqa: PLC0415
     from .routes import register_refusals  # noqa: PLC0415
-    from .settings import load_or_exit  # noqa: PLC0415
+    from .settings import SettingsError, leave, load_or_exit  # noqa: PLC0415
 
     app = Flask(__name__, static_folder=None)
-    Relay(settings or load_or_exit()).init_app(app)
+    try:
+        Relay(settings or load_or_exit()).init_app(app)
+    except SettingsError as error:
+        leave(str(error), WORKER_BOOT_ERROR)
     register_refusals(app)
     return app

@@ -5,60 +5,25 @@ two answers after a 1xx, loses a slot of its pool to each exception that is thro
 """
 
 import socket
-from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from select import POLLIN
 from time import monotonic
-from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import gevent
 from gevent import monkey
-from gevent.socket import create_connection
 from geventhttpclient.response import HTTPParseError, HTTPResponse
-from requests.utils import get_environ_proxies, requote_uri, select_proxy
+from requests.utils import requote_uri
 
-from .settings import SettingsError
-from .tls import tls_context
+from .dial import Way, head
 
-CONNECT_TIMEOUT = 5.0  # seconds; for TCP, for the proxy's answer and for TLS
 BLOCK_SIZE = 16 * 1024  # bytes a read
 IDLE_LIFE = 30.0  # seconds; load balancers forget an idle connection after 60 s and more, some without a word
 SLICE = 0.005  # seconds of reading what is there already, until the other greenlets get their turn
 REAL_WAIT = 0.0005  # seconds; a read that took so long has let the other greenlets run
-# A dead connection sends nothing, so only the kernel's own questions and missing acknowledgements (RFC 5482) tell.
-WATCH = {
-    "TCP_KEEPIDLE": 15,  # seconds of silence until the kernel asks whether the other side is there
-    "TCP_KEEPINTVL": 5,  # seconds between two such questions
-    "TCP_USER_TIMEOUT": 15_000,  # milliseconds without an acknowledgement until the connection counts as dead
-}
-MAX_PROXY_HEAD = 64 * 1024  # bytes
-DEFAULT_PORTS = {"http": 80, "https": 443}
-
 poll = monkey.get_original("select", "poll")
-
-
-class Proxy(NamedTuple):
-    host: str
-    port: int
-    user: str | None
-    password: str | None
-
-    def __repr__(self) -> str:
-        return f"Proxy({self.host}:{self.port})"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        if self.user is None and self.password is None:
-            return {}
-        pair = f"{self.user or ''}:{self.password or ''}"
-        return {"Proxy-Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
-
-
-class ProxyRefused(OSError):
-    """The proxy does not let us through."""
 
 
 class Connections:
@@ -70,22 +35,15 @@ class Connections:
     def __init__(self, url: str, keep: int) -> None:
         """`url` is that of the requests. Raises SettingsError for a proxy that cannot be used."""
         parts = urlsplit(url)
-        self._secure = parts.scheme == "https"
-        self._host = parts.hostname or ""
-        self._port = parts.port or DEFAULT_PORTS[parts.scheme]
-        self._proxy = proxy_for(url)
-        self._context = tls_context() if self._secure else None
+        self._way = Way(url, tunnel=parts.scheme == "https")
         self._keep = keep
         self._idle: deque[tuple[float, socket.socket]] = deque()  # the longest unused first
 
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        place = host if self._port == DEFAULT_PORTS[parts.scheme] else f"{host}:{self._port}"
         target = requote_uri((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
-        self._tunnel_target = f"{host}:{self._port}"
-        self._headers = {"Host": place, "User-Agent": "genesys-sse-relay"}
-        if self._proxy and not self._secure:  # a proxy without a tunnel reads the whole address (RFC 9112, 3.2.2)
-            target = f"http://{place}{target}"
-            self._headers |= self._proxy.headers
+        self._headers = {"Host": self._way.authority, "User-Agent": "genesys-sse-relay"}
+        if self._way.proxy and not self._way.tunnel:  # then the proxy reads the whole address (RFC 9112, 3.2.2)
+            target = f"http://{self._way.authority}{target}"
+            self._headers |= self._way.proxy.headers
         self._request_line = f"POST {target} HTTP/1.1"
 
     def post(self, headers: Mapping[str, str], body: bytes) -> "Answer":
@@ -104,7 +62,7 @@ class Connections:
                 # gateway's. A second question costs little should the first have been read after all.
                 if answer.begun:
                     raise
-        return Answer(self._connect(), self._give_back).ask(request)
+        return Answer(self._way.dial(), self._give_back).ask(request)
 
     def close(self) -> None:
         """Closes those that are idle, and keeps none from now on."""
@@ -132,21 +90,6 @@ class Connections:
         oldest = monotonic() - IDLE_LIFE
         while self._idle and self._idle[0][0] < oldest:
             self._idle.popleft()[1].close()
-
-    def _connect(self) -> socket.socket:
-        place = (self._proxy.host, self._proxy.port) if self._proxy else (self._host, self._port)
-        sock: socket.socket = create_connection(place, CONNECT_TIMEOUT)
-        try:
-            watch(sock)
-            if self._context is not None:
-                if self._proxy is not None:
-                    open_tunnel(sock, self._tunnel_target, self._proxy)
-                sock = self._context.wrap_socket(sock, server_hostname=self._host)
-            sock.settimeout(None)  # from here on, whoever drives the answer watches the clock
-        except BaseException:  # also what is thrown in: a turn that is ended
-            sock.close()
-            raise
-        return sock
 
 
 class Answer(HTTPResponse):
@@ -234,64 +177,8 @@ class Answer(HTTPResponse):
         self.ended = self.status_code >= 200
 
 
-def proxy_for(url: str) -> Proxy | None:
-    """The proxy that the environment names for `url`, read as `requests` reads it (NO_PROXY too); ws counts as http.
-
-    Raises SettingsError for one that is not spoken to in plain HTTP.
-    """
-    web = "http" + url.removeprefix("ws") if url.startswith("ws") else url
-    found = select_proxy(web, get_environ_proxies(web))
-    if not found:
-        return None
-    host = urlsplit(url).hostname
-    try:
-        parts = urlsplit(found if "://" in found else f"http://{found}")
-        port = parts.port or 80
-    except ValueError:
-        raise SettingsError(f"The proxy for {host} (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is no address") from None
-    if parts.scheme != "http" or not parts.hostname:
-        raise SettingsError(
-            f"The proxy for {host} begins with {parts.scheme}://, but only http:// proxies can be used: change "
-            f"HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, or add {host} to NO_PROXY"
-        )
-    user = None if parts.username is None else unquote(parts.username)
-    password = None if parts.password is None else unquote(parts.password)
-    return Proxy(parts.hostname, port, user, password)
-
-
-def open_tunnel(sock: socket.socket, target: str, proxy: Proxy) -> None:
-    """CONNECT (RFC 9110, 9.3.6). Raises ProxyRefused."""
-    sock.sendall(head(f"CONNECT {target} HTTP/1.1", {"Host": target} | proxy.headers))
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        piece = sock.recv(4096)
-        answer += piece
-        if not piece or len(answer) > MAX_PROXY_HEAD:
-            raise ProxyRefused("no answer to CONNECT")
-    status = answer.split(None, 2)[1:2]
-    if not status or not status[0].startswith(b"2"):
-        raise ProxyRefused("CONNECT was refused")
-
-
-def watch(sock: socket.socket) -> None:
-    """Has the kernel find out when the other side is gone without a word."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in WATCH.items():
-        if hasattr(socket, name):  # Linux has all of them
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
 def is_quiet(sock: socket.socket) -> bool:
     """Whether there is nothing to read: on an unused connection it could only be its end, or dirt."""
     poller = poll()  # select knows no descriptor above 1023
     poller.register(sock.fileno(), POLLIN)
     return not poller.poll(0)
-
-
-def head(first_line: str, headers: Mapping[str, str]) -> bytes:
-    """Raises ValueError for what would break out of its line, or cannot be written in it (RFC 9110, 5.5)."""
-    lines = [first_line, *(f"{name}: {value}" for name, value in headers.items())]
-    if any(not line.isprintable() for line in lines):
-        raise ValueError("a header with control characters")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")

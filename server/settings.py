@@ -213,9 +213,9 @@ def load_or_exit() -> Settings:
         leave(str(error))
 
 
-def leave(line: str) -> NoReturn:
+def leave(line: str, status: int = 2) -> NoReturn:
     print(line, file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def explain(error: ValidationError) -> SettingsError:

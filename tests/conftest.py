@@ -179,6 +179,7 @@ class RelayServer:
             self.folder.cleanup()
 
     def _answers(self):
+        assert self.process.process.poll() is None, f"it ended: {self.process.output}"
         try:
             return requests.get(f"{self.url}/healthz", timeout=5).ok
         except requests.ConnectionError:

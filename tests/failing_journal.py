@@ -36,7 +36,7 @@ def main():
     url, conversation = sys.argv[1:]
     settings = Settings(genesys_base_url=url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret")
     transcript = Transcript(settings, make_credentials(settings), max_links=1)
-    tail = Tail("turn", FailingJournal(), lambda _: None)
+    tail = Tail("turn", FailingJournal())
     for begin in range(0, len(EVENTS), 100):
         tail.append(EVENTS[begin : begin + 100])
         tail.kept(tail.last_id)

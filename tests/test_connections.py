@@ -17,7 +17,8 @@ import gevent
 import pytest
 
 from server import connections, tls
-from server.connections import Connections, Proxy, proxy_for
+from server.connections import Connections
+from server.dial import Proxy, proxy_for
 from server.settings import SettingsError
 
 from .conftest import ROOT, until

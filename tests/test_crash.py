@@ -83,13 +83,26 @@ def test_gunicorns_own_restart_is_enough(start_relay, sandbox, prompt):
     assert time.monotonic() - killed < RECOVERY
 
 
+def begin_on_both_workers(relay, prompt):
+    """Begins 40 streams or some more, until both workers have some; returns them, and the worker that has fewer."""
+    streams, turns = [], {}
+
+    def spread():
+        streams.append(relay.begin(prompt))
+        health = requests.get(f"{relay.url}/healthz", timeout=10).json()
+        turns[health["worker"]] = health["turns"]
+        return len(streams) >= 40 and len([count for count in turns.values() if count]) == 2
+
+    until(spread, "both workers have streams")
+    return streams, min(turns, key=turns.get)
+
+
 def test_kill_9_of_one_of_two_workers_ends_its_streams_alone(start_relay, sandbox, prompt):
     relay = start_relay(WEB_CONCURRENCY="2", GATEWAY_IDLE_TIMEOUT="60", DISCONNECT_GRACE="30")
     tokens = [f"t{i} " for i in range(200)]
     sandbox.script(prompt, tokens, interval_ms=40)
-    streams = [relay.begin(prompt) for _ in range(40)]
-    victim = relay.workers[0]
-    with ThreadPoolExecutor(40) as pool:
+    streams, victim = begin_on_both_workers(relay, prompt)
+    with ThreadPoolExecutor(200) as pool:
         reading = [pool.submit(relay.read_patiently, stream) for stream in streams]
         until(lambda: all(relay.state(stream)["last_event_id"] > 5 for stream in streams), "all run")
         os.kill(victim, signal.SIGKILL)

@@ -223,3 +223,10 @@ def test_the_server_does_not_start_and_says_one_line(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("OAUTH_CLIENT_ID is missing")
+
+
+def test_a_proxy_that_cannot_be_used_ends_the_start_and_says_so(start_relay):
+    with pytest.raises(AssertionError, match=r"The proxy for gateway.test begins with socks5://") as stopped:
+        start_relay(GENESYS_BASE_URL="https://gateway.test", HTTPS_PROXY="socks5://user:hunter2@proxy:1080")
+    assert "hunter2" not in str(stopped.value)
+    assert "Traceback" not in str(stopped.value)

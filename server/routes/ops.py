@@ -1,5 +1,7 @@
 """For those who run the server: is it well?"""
 
+import os
+
 from flask import Blueprint, Response, current_app, jsonify
 
 from ..relay import Relay
@@ -14,6 +16,7 @@ def healthz() -> tuple[Response, int]:
     draining = relay.turns.draining
     state = {
         "status": "draining" if draining else "ok",
+        "worker": os.getpid(),
         "turns": len(relay.turns),
         "links": relay.transcript.links if relay.transcript is not None else 0,
     }

@@ -6,17 +6,12 @@ and then a short text are all that is expected of the platform.
 
 import struct
 import time
-from base64 import b64encode
 from contextlib import suppress
 from functools import cache
-from http.client import HTTPConnection, HTTPSConnection
 from socket import SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
-from ssl import SSLContext
-from urllib.parse import SplitResult, unquote, urlsplit
 
 import gevent
 from gevent.lock import BoundedSemaphore
-from requests.utils import get_environ_proxies
 from websocket import (
     ABNF,
     WebSocketConnectionClosedException,
@@ -27,7 +22,7 @@ from websocket import (
 
 from ..backoff import MAX_RETRY_AFTER, retry_after
 from ..credentials import CORRELATION
-from ..tls import tls_context
+from ..dial import Way
 from . import handshake
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for all of it: name, connection, proxy, TLS, answer
@@ -36,7 +31,6 @@ CLOSE_TIMEOUT = 1.0  # seconds for the closing handshake
 MAX_HEAD = 16 * 1024  # bytes of the answer to the handshake
 MAX_MESSAGE = 16 * 1024  # bytes of an incoming message, in one frame or many
 BLOCK_SIZE = 4096  # bytes a read of the handshake
-PROXY_PORT = 3128  # of a proxy that is named without one
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
 
 NORMAL = 1000
@@ -184,8 +178,8 @@ class Socket:
 
 
 def open_link(url: str, token: str) -> tuple[socket, bytes]:
-    """An open link, and what has come after the handshake's answer. Raises LinkLost or what `dial` raises."""
-    connection = dial(url)
+    """An open link, and what has come after the handshake's answer. Raises LinkLost or what `Way.dial` raises."""
+    connection = way_to(url).dial()
     try:
         key = handshake.make_key()
         connection.sendall(handshake.request(url, token, key))
@@ -199,50 +193,10 @@ def open_link(url: str, token: str) -> tuple[socket, bytes]:
     return connection, rest
 
 
-def dial(url: str) -> socket:
-    """A connection to the address, with TLS for wss. Raises OSError or ssl's errors."""
-    parts = urlsplit(url)
-    is_secure = parts.scheme == "wss"
-    host, port = parts.hostname or "", parts.port or (443 if is_secure else 80)
-    proxy = proxy_for(url)
-    via = (proxy.hostname or "", proxy.port or PROXY_PORT) if proxy else (host, port)
-    http = HTTPSConnection(*via, context=shared_tls_context()) if is_secure else HTTPConnection(*via)
-    if proxy:
-        http.set_tunnel(host, port, proxy_headers(proxy))
-    try:
-        http.connect()
-    except BaseException:
-        http.close()
-        raise
-    connection: socket = http.sock
-    return connection
-
-
 @cache
-def proxy_for(url: str) -> SplitResult | None:
-    """The proxy that the environment names for a ws or wss address, as `requests` finds it for http or https.
-
-    Found once: to search the environment takes longer than all else that a handshake does.
-    """
-    scheme = "https" if url.startswith("wss:") else "http"
-    proxies = get_environ_proxies(f"{scheme}:{url.partition(':')[2]}")
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy:
-        return None
-    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-
-
-def proxy_headers(proxy: SplitResult) -> dict[str, str]:
-    if not proxy.username:
-        return {}
-    login = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"Proxy-Authorization": f"Basic {b64encode(login.encode()).decode()}"}
-
-
-@cache
-def shared_tls_context() -> SSLContext:
-    """One for all links: to read the bundle takes milliseconds."""
-    return tls_context()
+def way_to(url: str) -> Way:
+    """Found once for all links. Raises SettingsError for a proxy that cannot be used."""
+    return Way(url, tunnel=True)
 
 
 def read_head(connection: socket) -> tuple[bytes, bytes]:

@@ -24,7 +24,7 @@ from ..errors import StoreUnavailable
 from ..journal.tail import Tail
 from ..settings import Settings
 from . import MAX_MESSAGE_CHARS, Delivery
-from .socket import CLOSE_TIMEOUT, GOING_AWAY, NORMAL, LinkLost, Socket
+from .socket import CLOSE_TIMEOUT, GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ class Transcript:
     """The links of this worker, one a conversation."""
 
     def __init__(self, settings: Settings, credentials: Credentials, max_links: int) -> None:
-        """`max_links` bounds the links that are kept open without need, and with them the turns that wait."""
+        """`max_links` bounds the links that are kept open without need, and with them the turns that wait.
+
+        Raises SettingsError for a proxy that cannot be used.
+        """
+        way_to(settings.genesys_transcript_url)
         self.idle = Flag()
         self.idle.set()
         self._settings = settings
