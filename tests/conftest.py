@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -353,6 +354,55 @@ def start_relay(sandbox):
     yield start
     for server in started:
         server.stop()
+
+
+class TcpRedis:
+    """A redis-server on a port of 127.0.0.1, in a folder of its own. `stop` and `start` keep its address."""
+
+    def __init__(self, folder, *options):
+        self._folder = folder
+        self._options = options
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self):
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        self.process = subprocess.Popen([*command, "--save", "", *self._options], stdout=subprocess.DEVNULL)
+        until(self._listens, "redis-server listens")
+
+    def _listens(self):
+        assert self.process.poll() is None, "redis-server ended"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start_redis(tmp_path):
+    """Starts a redis-server; ends it after the test."""
+    started = []
+
+    def start(*options):
+        started.append(TcpRedis(tmp_path, *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def shared_store(request, tmp_path):
+    """STORE_URL of a store that several servers of the test share, for each engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/shared.db"
+    return request.getfixturevalue("start_redis")().url
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ TOKENS = [f"t{i} " for i in range(20)]
 
 
 @pytest.fixture
-def pair(start_relay, tmp_path):
+def pair(shared_store, start_relay):
     """Two workers with one store."""
-    shared = {"STORE_URL": f"sqlite:///{tmp_path}/shared.db", "GATEWAY_IDLE_TIMEOUT": "60", "DISCONNECT_GRACE": "30"}
+    shared = {"STORE_URL": shared_store, "GATEWAY_IDLE_TIMEOUT": "60", "DISCONNECT_GRACE": "30"}
     return start_relay(**shared), start_relay(**shared)
 
 
@@ -185,3 +185,45 @@ def test_the_stores_files_are_for_their_owner_alone(relay):
     found = [path for path in os.scandir(relay.folder.name) if path.is_file()]
     assert len(found) == 3
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in found)
+
+
+def test_a_redis_that_is_restarted_breaks_no_stream_and_catches_up(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    shared = {"STORE_URL": redis.url, "GATEWAY_IDLE_TIMEOUT": "60", "DISCONNECT_GRACE": "30", "TRANSCRIPT": "off"}
+    here, there = start_relay(**shared), start_relay(**shared)
+    sandbox.script(prompt, TOKENS, gate=True)
+    stream = here.begin(prompt)
+    near, far = here.follow(stream), there.follow(stream)
+    assert near.next_token() == far.next_token() == "t0 "
+    redis.stop()
+    sandbox.receipt(prompt, 10)
+    for count in range(1, 11):
+        assert near.next_token() == f"t{count} ", "those who follow in the same worker go on from memory"
+    refused = there.ask(prompt)
+    assert refused.response.status_code == 503
+    assert refused.response.json()["code"] == "store_unavailable"
+    out = time.monotonic() + 4  # longer than a lease
+    until(lambda: time.monotonic() > out, "the leases have run out")
+    redis.start()
+    sandbox.receipt(prompt, len(TOKENS))
+    assert near.finish().tokens == TOKENS[11:]
+    result = far.finish()
+    assert result.tokens == TOKENS[1:], "the other worker gets all, once"
+    assert result.done["status"] == "complete"
+    assert there.state(stream)["text"] == "".join(TOKENS)
+
+
+def test_a_redis_that_has_lost_all_breaks_no_running_stream(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis()
+    relay = start_relay(STORE_URL=redis.url, GATEWAY_IDLE_TIMEOUT="60")
+    sandbox.script(prompt, TOKENS, gate=True)
+    answer = relay.ask(prompt)
+    assert answer.next_token() == "t0 "
+    redis.stop()
+    redis.start()
+    sandbox.receipt(prompt, len(TOKENS))
+    result = answer.finish()
+    assert result.tokens == TOKENS[1:]
+    assert result.done["status"] == "complete"
+    sandbox.script(f"{prompt} next", ["a"])
+    assert until(lambda: relay.ask(f"{prompt} next").response.status_code == 200, "it works again")

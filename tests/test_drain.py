@@ -49,8 +49,8 @@ def test_hup_loses_nothing(start_relay, under_load):
     until(lambda: not before & set(relay.workers), "the old workers are gone")
 
 
-def test_term_with_another_server_on_the_same_store_loses_nothing(start_relay, under_load, tmp_path):
-    shared = SETTINGS | {"STORE_URL": f"sqlite:///{tmp_path}/shared.db"}
+def test_term_with_another_server_on_the_same_store_loses_nothing(shared_store, start_relay, under_load):
+    shared = SETTINGS | {"STORE_URL": shared_store}
     relay, other = start_relay(**shared), start_relay(**shared)
     under_load(relay, lambda: relay.process.process.send_signal(signal.SIGTERM), [other])
     assert relay.process.process.wait(20) == 0

@@ -17,9 +17,9 @@ TEXT = "".join(TOKENS)
 
 
 @pytest.fixture
-def pair(start_relay, tmp_path):
+def pair(shared_store, start_relay):
     """Two workers with one store."""
-    shared = {"STORE_URL": f"sqlite:///{tmp_path}/shared.db", "DISCONNECT_GRACE": "5", "GATEWAY_IDLE_TIMEOUT": "30"}
+    shared = {"STORE_URL": shared_store, "DISCONNECT_GRACE": "5", "GATEWAY_IDLE_TIMEOUT": "30"}
     return start_relay(**shared), start_relay(**shared)
 
 

@@ -7,6 +7,7 @@ keeps the lease by which this worker's turns are its own, and ends the turns of 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import gevent
 
@@ -46,13 +47,16 @@ class Courier:
     def follow(self, entry: Entry, cursor: int) -> Follower:
         """A follower of a turn that another worker writes, or that has ended."""
         tail = self._mirrors.get(entry.id)
-        if tail is None:
-            tail = Tail(entry.id, self._journal, entry.last_id)
-            tail.ended = not entry.running
-            if entry.running:
-                self._mirrors[entry.id] = tail
+        if tail is not None:
+            return tail.follow(cursor, can_return=True)
+        tail = Tail(entry.id, self._journal, entry.last_id)
+        tail.ended = not entry.running
+        follower = tail.follow(cursor, can_return=True)
+        if entry.running:
+            self._mirrors[entry.id] = tail
+            with suppress(StoreUnavailable):  # then `carry` comes round by itself, a little later
                 self._journal.wake()
-        return tail.follow(cursor, can_return=True)
+        return follower
 
     def wait_for_lease(self) -> None:
         """Waits, after this process was stopped for a while, until it is known which turns are still its own.
