@@ -34,7 +34,9 @@ from .turn import Cancelled, Lost, Turn
 log = logging.getLogger(__name__)
 
 PING_INTERVAL = 15.0  # seconds of silence until a follower gets a ping
-SEND_TIMEOUT = 30.0  # seconds that one write to a follower may take until the follower is given up
+SEND_TIMEOUT = (
+    20.0  # seconds that one write to a follower may take; below what the kernel waits (client.USER_TIMEOUT_MS)
+)
 SWEEP_INTERVAL = 0.5  # seconds
 LIST_LIMIT = 100  # turns of a conversation that are listed
 
@@ -132,7 +134,7 @@ class Turns:
 
     def leave(self, turn_id: str, follower: Follower) -> None:
         """The follower goes; without any, the turn goes on for DISCONNECT_GRACE."""
-        follower.close()
+        self._courier.leave(follower)
         turn = self._turns.get(turn_id)
         if turn is not None:
             turn.leave(follower)

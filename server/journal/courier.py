@@ -35,28 +35,34 @@ class Courier:
         self._on_wish = on_wish
         self._on_gap = on_gap
         self._mirrors: dict[str, Tail] = {}
+        self._followers: set[Follower] = set()
         self._lease_ends = 0.0  # monotonic seconds
         self._held_since: float | None = None
         self._failing = False
 
     @property
     def followers(self) -> list[Follower]:
-        """Those who follow turns of other workers here."""
-        return [follower for tail in self._mirrors.values() for follower in tail.followers]
+        """Those who read here what another worker writes, or what has ended."""
+        return list(self._followers)
 
     def follow(self, entry: Entry, cursor: int) -> Follower:
-        """A follower of a turn that another worker writes, or that has ended."""
+        """A follower of a turn that another worker writes, or that has ended; `leave` gives it back."""
         tail = self._mirrors.get(entry.id)
-        if tail is not None:
-            return tail.follow(cursor, can_return=True)
-        tail = Tail(entry.id, self._journal, entry.last_id)
-        tail.ended = not entry.running
+        is_new = tail is None
+        if tail is None:
+            tail = Tail(entry.id, self._journal, entry.last_id)
+            tail.ended = not entry.running
         follower = tail.follow(cursor, can_return=True)
-        if entry.running:
+        self._followers.add(follower)
+        if is_new and entry.running:
             self._mirrors[entry.id] = tail
             with suppress(StoreUnavailable):  # then `carry` comes round by itself, a little later
                 self._journal.wake()
         return follower
+
+    def leave(self, follower: Follower) -> None:
+        follower.close()
+        self._followers.discard(follower)
 
     def wait_for_lease(self) -> None:
         """Waits, after this process was stopped for a while, until it is known which turns are still its own.

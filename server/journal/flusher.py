@@ -59,7 +59,8 @@ class Flusher:
     def flush(self, tails: list[Tail]) -> None:
         self._waiting -= {tail for tail in tails if tail.is_kept}
         tails = [tail for tail in tails if not tail.is_kept]
-        batches = [tail.unkept() for tail in tails]
+        last_ids = [tail.last_id for tail in tails]
+        batches = [batch for tail in tails for batch in tail.unkept()]
         try:
             lost = self._journal.append(batches) if batches else []
         except StoreUnavailable as error:
@@ -67,8 +68,8 @@ class Flusher:
             return
         self._note_success()
         now = time.monotonic()
-        for tail, batch in zip(tails, batches, strict=True):
-            tail.kept(batch.events[-1].id)
+        for tail, last_id in zip(tails, last_ids, strict=True):
+            tail.kept(last_id)
             if tail.is_kept:
                 self._waiting.discard(tail)
             else:  # more has come meanwhile

@@ -17,7 +17,7 @@ from . import AHEAD, Batch, Journal, closing
 
 HELD = 512  # events that stay here once the journal has them
 READ_LIMIT = 512  # events that a follower takes at once, or fewer:
-READ_BYTES = 64 * 1024  # about what they may come to; a client that does not read makes us hold it
+READ_BYTES = 32 * 1024  # about what they may come to; a client that does not read makes us hold it
 EVENT_BYTES = 40  # of an event beside its text, as it is sent
 ROOM = AHEAD - 1_000  # events; beyond it the turn waits: one read of the gateway brings some hundreds at most
 STORE_RETRY = 0.5  # seconds until a follower that needs a store out of order asks again
@@ -65,9 +65,10 @@ class Tail:
             follower.notice = notice
             follower.wake()
 
-    def unkept(self) -> Batch:
-        """What the journal does not have yet."""
-        return Batch(self.turn_id, self._events[self._index(self.kept_id) :])
+    def unkept(self) -> list[Batch]:
+        """What the journal does not have yet, in batches that a reader can take one by one."""
+        begins = range(self._index(self.kept_id), len(self._events), READ_LIMIT)
+        return [Batch(self.turn_id, self._events[begin : begin + READ_LIMIT]) for begin in begins]
 
     def kept(self, last_id: int) -> None:
         """The journal has all events up to `last_id`: the oldest of them can go."""

@@ -1,0 +1,98 @@
+"""More than the server should take: it says so, or drops who does not read, and its memory stays bounded."""
+
+import json
+import re
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from .conftest import until
+
+NEVER_READING = 1000  # clients
+TOKENS = 20_000  # of the answer that they do not read: 800 KB as Server-Sent Events
+MOST_PER_CLIENT = 120  # KB: 32 of them what is sent at once, three times that as events, and the greenlet
+
+
+def private_kb(pid):
+    """Memory of the process that is its own."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(map(int, re.findall(r"^Private_\w+:\s+(\d+) kB", rollup, re.MULTILINE)))
+
+
+def connect_without_reading(relay, stream):
+    address = urlsplit(relay.url)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((address.hostname, address.port))
+    client.sendall(f"GET /streams/{stream} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n".encode())
+    return client
+
+
+def test_memory_stays_bounded_with_a_thousand_clients_that_never_read(start_relay, sandbox, prompt):
+    relay = start_relay(LOG_LEVEL="INFO", TRANSCRIPT="off", DISCONNECT_GRACE="-1")
+    tokens = [f"token{n} " for n in range(TOKENS)]
+    sandbox.script(prompt, tokens)
+    stream = relay.begin(prompt)
+    relay.follow(stream).finish()
+    (worker,) = relay.workers
+    before = private_kb(worker)
+    clients = [connect_without_reading(relay, stream) for _ in range(NEVER_READING)]
+    # 30 s of not reading, and they are dropped; until then memory may grow only so far.
+    highest = 0
+
+    def dropped():
+        nonlocal highest
+        highest = max(highest, private_kb(worker))
+        return sum("client does not read" in entry["message"] for entry in relay.log) == NEVER_READING
+
+    until(dropped, "all were dropped", patience=80)
+    assert highest - before < NEVER_READING * MOST_PER_CLIENT
+    for client in clients:
+        client.close()
+    assert relay.follow(stream).finish().tokens == tokens, "who comes back and reads gets all"
+
+
+def test_a_client_that_was_dropped_resumes_where_it_was(start_relay, sandbox, prompt):
+    relay = start_relay(TRANSCRIPT="off", DISCONNECT_GRACE="-1")
+    tokens = [f"token{n} " for n in range(TOKENS)]
+    sandbox.script(prompt, tokens)
+    stream = relay.begin(prompt)
+    client = connect_without_reading(relay, stream)
+    until(lambda: any("client does not read" in entry["message"] for entry in relay.log), "dropped", patience=60)
+    received = b""
+    while piece := read_or_nothing(client):
+        received += piece
+    seen = [json.loads(data)["token"] for data in re.findall(rb"^data: (.*)\n\n", body_of(received), re.MULTILINE)]
+    assert seen == tokens[: len(seen)]
+    rest = relay.follow(stream, len(seen)).finish()
+    assert seen + rest.tokens == tokens
+
+
+def read_or_nothing(client):
+    try:
+        return client.recv(65536)
+    except ConnectionResetError:
+        return b""
+
+
+def body_of(received):
+    """What the chunks of a response hold that broke off; the last one may be incomplete."""
+    body, rest = b"", received.partition(b"\r\n\r\n")[2]
+    while size := re.match(rb"([0-9a-f]+)\r\n", rest, re.IGNORECASE):
+        begin, length = size.end(), int(size[1], 16)
+        body += rest[begin : begin + length]
+        rest = rest[begin + length + 2 :]
+    return body
+
+
+@pytest.mark.parametrize("path", ["/stream-llm", "/streams"])
+def test_a_body_that_does_not_come_is_not_waited_for_without_end(relay, path):
+    address = urlsplit(relay.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        client.sendall(head.encode() + b"{")
+        answer = client.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"body_too_slow" in answer
