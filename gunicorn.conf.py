@@ -5,7 +5,7 @@ from pathlib import Path
 from server.journal.engines import prepare_or_exit
 from server.settings import load_or_exit
 from server.telemetry import log_config
-from server.worker import hurry_on_second_term
+from server.worker import Log, hurry_on_second_term
 
 settings = load_or_exit()
 prepare_or_exit(settings.store_url)
@@ -46,8 +46,8 @@ worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # gunicorn 25 and later open a control socket in the home folder, which no one here uses.
 control_socket_disable = True
 
-# One line a request, through the relay's own formatter. A stream's line comes when it ends.
-accesslog = "-" if settings.log_level == "DEBUG" else None
+# At LOG_LEVEL=DEBUG one line a request, through the relay's own formatter. A stream's line comes when it ends.
+logger_class = Log
 access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
 logconfig_dict = log_config(settings)
 loglevel = settings.log_level.lower()

@@ -149,7 +149,8 @@ def log_config(settings: Settings) -> dict[str, Any]:
         "root": {"level": settings.log_level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": through | {"level": settings.log_level},
-            "gunicorn.access": through | {"level": "INFO"},
+            # A line for each request says little that the turns' own lines do not.
+            "gunicorn.access": through | {"level": "INFO" if settings.log_level == "DEBUG" else "WARNING"},
             **{name: {"level": level} for name, level in NOISY.items()},
         },
     }

@@ -4,6 +4,7 @@ TERM, HUP, max_requests   drain: followers who can come back are sent to another
 INT, QUIT                 quick: what runs ends with `interrupted`, said to its followers before the process goes
 """
 
+import logging
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
 if TYPE_CHECKING:
@@ -87,6 +89,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         stopped_at = time.monotonic() if self._stopped_at is None else self._stopped_at
         left: float = stopped_at + self.cfg.graceful_timeout - LAST_WORDS - time.monotonic()
         return max(0.0, left)
+
+
+class Log(Logger):  # type: ignore[misc]
+    """gunicorn's own formats an access line for each request, whether anyone wants it or not."""
+
+    def access(self, *arguments: Any) -> None:
+        if self.access_log.isEnabledFor(logging.INFO):
+            super().access(*arguments)
 
 
 def hurry_on_second_term(arbiter: Any) -> None:
