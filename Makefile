@@ -19,6 +19,8 @@ lint: .venv/.test  ## check style (ruff) and types (mypy, strict)
 
 bench: .venv/.test  ## measure: the figures that the README claims
 	@.venv/bin/python -m bench
+	@echo
+	@.venv/bin/python -m bench.stores
 
 clean:  ## remove what the other commands have made
 	rm -rf .venv var .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

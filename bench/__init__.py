@@ -1,6 +1,6 @@
-"""Measures what the README claims: `python -m bench`.
+"""Measures what the README claims: `python -m bench` beside a tutorial's relay, `python -m bench.stores` by store.
 
 `servers` starts the real processes and reads what they use, `load` asks and times in a process of its own, `measure`
-puts both together for one server. `gateway` is the sandbox with the time in each token; `naive` is the relay that a
-tutorial would write, to compare with.
+puts both together for one server, `pair` for two on one store. `program` is what the two programs have in common.
+`gateway` is the sandbox with the time in each token; `naive` is the relay that a tutorial would write, to compare with.
 """

@@ -70,16 +70,16 @@ class Stream(asyncio.Protocol):
             self._head = None
         *lines, self._line = (self._line + self._body.feed(data)).split(b"\n")
         for line in lines:
-            if stamp := STAMP.match(line):
-                self._note(now, int(stamp[1]))
+            self.line_received(now, line)
         if self._body.ended:
             self.is_whole = True
             self._transport.close()
 
-    def _note(self, now: int, sent: int) -> None:
-        if self.first is None:
-            self.first = now - self.began
-        self.ages.append(now - sent)
+    def line_received(self, now: int, line: bytes) -> None:
+        if stamp := STAMP.match(line):
+            if self.first is None:
+                self.first = now - self.began
+            self.ages.append(now - int(stamp[1]))
 
     def connection_lost(self, _: Exception | None) -> None:
         if not self.over.done():

@@ -41,6 +41,21 @@ class Figures(NamedTuple):
     age_p99: float  # ms
     cpu: float | None  # us a token; to begin and end a stream is part of it. None for the gateway
     memory: float | None  # KB a stream
+    store_cpu: float | None = None  # us a token that the server behind the store takes, where there is one
+
+
+Round = dict[str, Figures]
+
+
+def play_rounds(targets: Sequence[Target], upstream: Server, streams: int, tokens: int, rounds: int) -> list[Round]:
+    """Measures each target in each round."""
+    played: list[Round] = []
+    for number in range(1, rounds + 1):
+        played.append({})
+        for target in targets:
+            print(f"round {number} of {rounds}: {target.name}", file=sys.stderr, flush=True)
+            played[-1][target.name] = measure(target, upstream, streams, tokens)
+    return played
 
 
 def measure(target: Target, upstream: Server, streams: int, tokens: int) -> Figures:
@@ -52,8 +67,8 @@ def measure(target: Target, upstream: Server, streams: int, tokens: int) -> Figu
             path, bearer = "/api/v2/ai/llm/gateway/chat", servers.access_token(upstream)
         run_load(server.url + path, bearer, *WARM_UP, name="warm")
         time.sleep(SETTLE)
-        pids = server.tree()
-        idle, cpu = servers.memory_kb(pids), servers.cpu_seconds(pids)
+        pids, store_pids = server.tree(), server.store.tree() if server.store else set()
+        idle, cpu, store_cpu = servers.memory_kb(pids), servers.cpu_seconds(pids), servers.cpu_seconds(store_pids)
         memory = [idle]
         seen = run_load(
             server.url + path,
@@ -66,11 +81,13 @@ def measure(target: Target, upstream: Server, streams: int, tokens: int) -> Figu
         time.sleep(SETTLE)  # what the server still does for these streams counts too
         if target.is_mirroring:
             check_transcripts(upstream, streams, tokens)
-        cpu = servers.cpu_seconds(pids) - cpu
+        cpu, store_cpu = servers.cpu_seconds(pids) - cpu, servers.cpu_seconds(store_pids) - store_cpu
     times = [seen[name][quantile] for name in ("first_ms", "age_ms") for quantile in ("p50", "p99")]
     if server is upstream:
         return Figures(*times, None, None)
-    return Figures(*times, cpu / seen["tokens"] * 1e6, (max(memory) - idle) / streams)
+    micro = 1e6 / seen["tokens"]
+    memory_of_one = (max(memory) - idle) / streams
+    return Figures(*times, cpu * micro, memory_of_one, store_cpu * micro if store_pids else None)
 
 
 def run_load(

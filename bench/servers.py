@@ -4,12 +4,13 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import requests
@@ -18,9 +19,10 @@ ROOT = Path(__file__).parent.parent
 KEPT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")  # no settings from outside: all runs are alike
 START_PATIENCE = 20.0  # seconds until a server must listen
 STOP_PATIENCE = 10.0  # seconds until a server that was asked to end is killed
-TICKS = os.sysconf("SC_CLK_TCK")  # a second, in /proc/PID/stat
 SANDBOX_READY = r"sandbox ready on (http://\S+)"
 GUNICORN_READY = r"Listening at: (http://[^\s\"]+)"
+REDIS_READY = r"(Ready to accept connections)"
+OWN_FILE = "sqlite:///{folder}/relay.db"
 CREDENTIALS = {"OAUTH_CLIENT_ID": "sandbox-client", "OAUTH_CLIENT_SECRET": "sandbox-secret"}
 
 
@@ -28,6 +30,7 @@ CREDENTIALS = {"OAUTH_CLIENT_ID": "sandbox-client", "OAUTH_CLIENT_SECRET": "sand
 class Server:
     url: str
     process: subprocess.Popen[bytes]
+    store: "Server | None" = None  # the server behind its STORE_URL, where that is one
 
     def tree(self) -> set[int]:
         """The process and all that descend from it."""
@@ -37,20 +40,25 @@ class Server:
             found |= more
         return found
 
+    def kill(self) -> None:
+        """kill -9 of the process and of its workers, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
 
 @contextlib.contextmanager
 def sandbox(pace_ms: float) -> Iterator[Server]:
     """The sandbox in place of Genesys Cloud, a token every `pace_ms`."""
-    with started(["-m", "bench.gateway", "--port", "0"], {"SANDBOX_PACE_MS": f"{pace_ms}"}, SANDBOX_READY) as server:
+    command = [sys.executable, "-m", "bench.gateway", "--port", "0"]
+    with started(command, {"SANDBOX_PACE_MS": f"{pace_ms}"}, SANDBOX_READY) as server:
         yield server
 
 
 @contextlib.contextmanager
-def relay(upstream: Server, transcript: str) -> Iterator[Server]:
-    """The relay as it runs in production, with one worker. `transcript` is a value of TRANSCRIPT."""
+def relay(upstream: Server, transcript: str, store: str = OWN_FILE) -> Iterator[Server]:
+    """The relay as it runs in production, with one worker. The others are values of TRANSCRIPT and STORE_URL."""
     settings = {"TRANSCRIPT": transcript, "WEB_CONCURRENCY": "1", "BIND": "127.0.0.1:0"}
-    settings |= {"STORE_URL": "sqlite:///{folder}/relay.db", "ACCESS": "open", "RATE_LIMIT": "off"}
-    command = ["-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+    settings |= {"STORE_URL": store, "ACCESS": "open", "RATE_LIMIT": "off"}
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
     with started(command, organisation(upstream) | settings, GUNICORN_READY) as server:
         yield server
 
@@ -58,10 +66,34 @@ def relay(upstream: Server, transcript: str) -> Iterator[Server]:
 @contextlib.contextmanager
 def naive(upstream: Server, transcript: str) -> Iterator[Server]:
     """The tutorial's relay, also with one gevent worker."""
-    command = ["-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
     settings = organisation(upstream) | {"TRANSCRIPT": transcript}
     with started([*command, "bench.naive:app"], settings, GUNICORN_READY) as server:
         yield server
+
+
+@contextlib.contextmanager
+def relay_with_redis(upstream: Server, transcript: str) -> Iterator[Server]:
+    """The relay with a redis-server for it alone."""
+    with redis() as store, relay(upstream, transcript, store.url) as server:
+        yield replace(server, store=store)
+
+
+@contextlib.contextmanager
+def redis() -> Iterator[Server]:
+    """A redis-server that keeps nothing on disk; its `url` is a value of STORE_URL."""
+    port = free_port()
+    command = ["redis-server", "--port", f"{port}", "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with started(command, {}, REDIS_READY) as server:
+        yield replace(server, url=f"redis://127.0.0.1:{port}/0")
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 for a server that cannot choose one itself; another process can be quicker, hardly ever."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def organisation(upstream: Server) -> dict[str, str]:
@@ -77,14 +109,14 @@ def access_token(upstream: Server) -> str:
 
 
 @contextlib.contextmanager
-def started(arguments: Sequence[str], settings: Mapping[str, str], ready: str) -> Iterator[Server]:
-    """Runs Python with `arguments` in an empty folder, `{folder}` in the settings, until the block ends."""
+def started(command: Sequence[str], settings: Mapping[str, str], ready: str) -> Iterator[Server]:
+    """Runs `command` in an empty folder, `{folder}` in the settings, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder, Path(folder, "output").open("wb") as output:
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         environment |= {name: value.format(folder=folder) for name, value in settings.items()}
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            command,
             cwd=folder,
             env=environment,
             stdout=output,
@@ -98,7 +130,7 @@ def started(arguments: Sequence[str], settings: Mapping[str, str], ready: str) -
 
 
 def wait_for_url(process: subprocess.Popen[bytes], output: Path, ready: str) -> str:
-    """The address that the server prints. Ends the program when none comes."""
+    """What `ready` finds in the server's output, its address mostly. Ends the program when none comes."""
     deadline = time.monotonic() + START_PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         if found := re.search(ready, output.read_text(errors="replace")):
@@ -134,8 +166,12 @@ def read_stat(stat: Path) -> list[str]:
 
 def cpu_seconds(pids: set[int]) -> float:
     """User and system time that the processes have used."""
-    stats = [read_stat(Path(f"/proc/{pid}/stat")) for pid in pids]
-    return sum(int(fields[11]) + int(fields[12]) for fields in stats if fields) / TICKS
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            # What clock_getcpuclockid(3) does. /proc/PID/stat counts in ticks, of which Redis takes too few.
+            total += time.clock_gettime(~pid << 3 | 2)
+    return total
 
 
 def memory_kb(pids: set[int]) -> int:
