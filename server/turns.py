@@ -200,9 +200,13 @@ class Turns:
             turn.end_with(Cancelled())
         else:
             turn.watch()
+            turn.tail.is_watched = True
+            if not turn.tail.is_kept:
+                self._flusher.note(turn.tail, at_once=True)
 
     def _note_events(self, turn: Turn) -> None:
-        self._flusher.note(turn.tail, turn.watched)
+        turn.tail.is_watched = turn.watched
+        self._flusher.note(turn.tail)
 
     def _note_end(self, turn: Turn) -> None:
         self._count_down()

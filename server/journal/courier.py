@@ -35,6 +35,7 @@ class Courier:
         self._on_wish = on_wish
         self._on_gap = on_gap
         self._mirrors: dict[str, Tail] = {}
+        self._unwatched: set[str] = set()  # mirrors of which their writers do not know yet
         self._followers: set[Follower] = set()
         self._lease_ends = 0.0  # monotonic seconds
         self._held_since: float | None = None
@@ -56,6 +57,7 @@ class Courier:
         self._followers.add(follower)
         if is_new and entry.running:
             self._mirrors[entry.id] = tail
+            self._unwatched.add(entry.id)
             with suppress(StoreUnavailable):  # then `carry` comes round by itself, a little later
                 self._journal.wake()
         return follower
@@ -75,8 +77,11 @@ class Courier:
     def carry(self) -> None:
         """Brings news for ever; to be run in one greenlet."""
         while True:
-            cursors = {turn_id: tail.last_id for turn_id, tail in self._mirrors.items()}
             try:
+                unwatched, self._unwatched = self._unwatched, set()
+                if unwatched:
+                    self._journal.ask(unwatched, "watch")
+                cursors = {turn_id: tail.last_id for turn_id, tail in self._mirrors.items()}
                 news = self._journal.news(cursors, NEWS_TIMEOUT)
             except StoreUnavailable:
                 gevent.sleep(STORE_RETRY)  # said in the log by `keep`

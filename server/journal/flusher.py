@@ -26,31 +26,38 @@ class Flusher:
         self._waiting: set[Tail] = set()
         self._due = Flag()
         self._hurry = Flag()
+        self._asleep_until = 0.0  # monotonic seconds, while it sleeps
         self._failing = False
 
-    def note(self, tail: Tail, watched: bool) -> None:
+    def note(self, tail: Tail, at_once: bool = False) -> None:
         """The tail has something new."""
         if tail not in self._waiting:
             self._waiting.add(tail)
-            tail.flush_by = time.monotonic() + (WATCHED_INTERVAL if watched else FLUSH_INTERVAL)
+            tail.flush_by = time.monotonic() + interval(tail)
             self._due.set()
-        if (tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._failing:
+        if (at_once or tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._failing:
             tail.flush_by = 0.0
+        if tail.flush_by < self._asleep_until:
             self._hurry.set()
 
     def run(self) -> None:
         """Flushes for ever; to be run in one greenlet."""
         while True:
             self._due.wait()
-            now = time.monotonic()
-            soonest = min(tail.flush_by for tail in self._waiting)
-            if soonest > now:
-                self._hurry.wait(soonest - now)
-            self._hurry.clear()
+            self._sleep_until(min(tail.flush_by for tail in self._waiting))
             horizon = time.monotonic() + SLACK
             self.flush([tail for tail in self._waiting if tail.flush_by <= horizon])
             if not self._waiting:
                 self._due.clear()
+
+    def _sleep_until(self, soonest: float) -> None:
+        """Until what is due first is due, or something is due before that."""
+        pause = soonest - time.monotonic()
+        if pause > 0:
+            self._hurry.clear()
+            self._asleep_until = soonest
+            self._hurry.wait(pause)
+            self._asleep_until = 0.0
 
     def flush_all(self) -> None:
         """Flushes what there is, once: the process is about to go."""
@@ -73,7 +80,7 @@ class Flusher:
             if tail.is_kept:
                 self._waiting.discard(tail)
             else:  # more has come meanwhile
-                tail.flush_by = 0.0 if tail.ended else now + FLUSH_INTERVAL
+                tail.flush_by = 0.0 if tail.ended else now + interval(tail)
         for turn_id in lost:
             self._on_lost(turn_id)
 
@@ -88,3 +95,8 @@ class Flusher:
         if self._failing:
             log.warning("journal works again", extra={"turns": len(self._waiting)})
         self._failing = False
+
+
+def interval(tail: Tail) -> float:
+    """Seconds that something new may wait."""
+    return WATCHED_INTERVAL if tail.is_watched else FLUSH_INTERVAL
