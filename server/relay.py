@@ -57,8 +57,10 @@ class Relay:
 
     @property
     def busy(self) -> bool:
-        """Whether a turn runs, or text is still on its way into the transcript."""
-        return bool(self.turns) or (self.transcript is not None and not self.transcript.idle.is_set())
+        """Whether a turn runs, or text is still on its way into the journal or the transcript."""
+        if self.turns or not self.turns.all_kept:
+            return True
+        return self.transcript is not None and not self.transcript.idle.is_set()
 
     def close(self) -> None:
         """Ends what is left: turns with `interrupted`, links with a close frame."""

@@ -16,6 +16,7 @@ import gevent
 from .chunks import Delta
 from .errors import AnswerTooLong, InternalError, Interrupted, RelayError
 from .gateway import Chat
+from .journal import AHEAD, Entry
 from .journal.tail import Follower, Tail
 from .sse import Done, Event, Failure, Retrying, Token
 
@@ -50,30 +51,41 @@ class Turn:
 
     def __init__(
         self,
+        entry: Entry,
         tail: Tail,
-        conversation_id: str | None,
         chat: Chat,
-        wait_for_lease: Callable[[], None],
+        wait_for_lease: Callable[..., None],
         on_events: Callable[["Turn"], None],
     ) -> None:
         """`wait_for_lease` is called before each step, `on_events` when there is something new for the journal."""
-        self.id = tail.turn_id
-        self.conversation_id = conversation_id
+        self.id = entry.id
+        self.conversation_id = entry.conversation_id
         self.state = "starting"
         self.chat = chat
         self.tail = tail
         self.began = time.monotonic()
         self.unfollowed_since: float | None = self.began
+        self._entry = entry
         self._watched_until = 0.0
         self._wait_for_lease = wait_for_lease
         self._on_events = on_events
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
-        self._reading = False
+        self._can_break = False
+        self._ending = False
         self._end_asked: Reason | None = None
         self._first_token: float | None = None
         self._chars = 0
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
+        self._ended_at: float | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """The entry as it is now, ahead of the journal's."""
+        last_id = self.tail.last_id
+        if not self.ended:
+            return self._entry._replace(last_id=last_id, reach=last_id + AHEAD)
+        return self._entry._replace(last_id=last_id, reach=last_id, status=self.state, ended=self._ended_at)
 
     @property
     def ended(self) -> bool:
@@ -88,13 +100,9 @@ class Turn:
         self._greenlet = gevent.spawn(self._run, on_end)
 
     def follow(self, cursor: int, can_return: bool) -> Follower:
-        """A cursor for someone who reads along; `leave` gives it back."""
+        """A cursor for someone who reads along."""
         self.unfollowed_since = None
         return self.tail.follow(cursor, can_return=can_return)
-
-    def leave(self, follower: Follower) -> None:
-        follower.close()
-        self.note_audience(time.monotonic())
 
     def watch(self) -> None:
         """Someone follows on another worker."""
@@ -106,50 +114,68 @@ class Turn:
         if self.unfollowed_since is None and not self.tail.audience and now >= self._watched_until:
             self.unfollowed_since = now
 
+    def postpone_grace(self, now: float) -> None:
+        """While the store is out of order, no one can say on another worker that someone follows there."""
+        if self.unfollowed_since is not None:
+            self.unfollowed_since = now
+
     def end_with(self, reason: Reason) -> None:
-        """Ends the turn from outside; does nothing to one that has ended or is about to."""
-        if self.ended or self._end_asked is not None:
+        """Ends the turn from outside; does nothing to one that has ended or, unless it is lost, is about to."""
+        if self.ended or ((self._ending or self._end_asked is not None) and not isinstance(reason, Lost)):
             return
         self._end_asked = reason
-        if self._reading:
+        if self._can_break:
             gevent.get_hub().loop.run_callback(self._throw)
 
     def _throw(self) -> None:
         # Looked at again here, in the hub: the turn may have ended by itself since `end_with`.
-        if self._reading and self._greenlet is not None and self._end_asked is not None:
+        if self._can_break and self._greenlet is not None and self._end_asked is not None:
             self._greenlet.throw(self._end_asked)
 
     def _run(self, on_end: Callable[["Turn"], None]) -> None:
         try:
-            self._read()
-            self._end("complete")
-        except Cancelled:
-            self._end("cancelled")
+            status, error = self._answer()
+            self._ending = True
+            self._breakable(self._wait_for_lease, True)
+            self._end(status, error)
         except Lost:
             self._end_as_told()
+        finally:
+            try:
+                self.chat.close()
+            finally:
+                on_end(self)
+
+    def _answer(self) -> tuple[str, RelayError | None]:
+        """Reads the answer; returns how it ended, and why where that was no good end. Raises Lost."""
+        try:
+            if self._end_asked is not None:
+                raise self._end_asked
+            self._breakable(self._read)
+        except Cancelled:
+            return "cancelled", None
         except Interrupted as error:
-            self._end("interrupted", error)
+            return "interrupted", error
         except RelayError as error:
-            self._end("failed", error)
+            return "failed", error
         except Exception:
             log.exception("turn broke", extra={"turn": self.id})
-            self._end("failed", InternalError())
+            return "failed", InternalError()
+        return "complete", None
+
+    def _breakable(self, do: Callable[..., None], *arguments: object) -> None:
+        """Does what `end_with` may break off by throwing in its reason."""
+        self._can_break = True
+        try:
+            do(*arguments)
         finally:
-            self.chat.close()
-            on_end(self)
+            self._can_break = False
 
     def _read(self) -> None:
-        if self._end_asked is not None:
-            raise self._end_asked
-        self._reading = True
-        try:
-            for deltas in self.chat:
-                self._wait_for_lease()
-                self._take(deltas)
-                self.tail.wait_for_room()
+        for deltas in self.chat:
             self._wait_for_lease()
-        finally:
-            self._reading = False
+            self._take(deltas)
+            self.tail.wait_for_room()
 
     def _take(self, deltas: Sequence[Delta | Retrying]) -> None:
         events: list[Event] = []
@@ -192,6 +218,7 @@ class Turn:
         if state not in MOVES[self.state]:
             raise ValueError(f"a turn cannot go from {self.state} to {state}")
         self.state = state
+        self._ended_at = time.time() if state in ENDS else None
 
     def _log_end(self, status: str, error: RelayError | None) -> None:
         fields: dict[str, Any] = {

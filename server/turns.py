@@ -6,6 +6,7 @@ One sweeper greenlet does what needs a clock: pings, deadlines, grace. Others fl
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gevent
@@ -17,6 +18,7 @@ from .errors import (
     GatewayStalled,
     Interrupted,
     KeyUsedOtherwise,
+    StoreUnavailable,
     StreamNotFound,
     TooManyTurns,
     TurnTimedOut,
@@ -25,6 +27,7 @@ from .gateway import Gateway
 from .journal import Entry, Journal, Wish
 from .journal.courier import Courier
 from .journal.flusher import Flusher
+from .journal.health import Health
 from .journal.tail import Follower, Tail
 from .prompt import Prompt
 from .settings import Settings
@@ -38,6 +41,8 @@ SEND_TIMEOUT = (
     20.0  # seconds that one write to a follower may take; below what the kernel waits (client.USER_TIMEOUT_MS)
 )
 SWEEP_INTERVAL = 0.5  # seconds
+DISMISSED_GRACE = 5.0  # seconds at least for those who were sent to another worker to be there
+LOOP_PAUSE = 1.0  # seconds until a loop that broke is run again
 LIST_LIMIT = 100  # turns of a conversation that are listed
 
 
@@ -58,13 +63,16 @@ class Turns:
         self._turns: dict[
             str, Turn
         ] = {}  # those that run, and those that someone here still reads or that are not kept
+        self._followers: set[Follower] = set()  # all who read here, until their responses have ended
         self._running = 0
         self._last_start: float | None = None
         self._dismissing = False
+        self._interrupted = False
         self._closed = False
-        self._flusher = Flusher(journal, self._lose)
-        self._courier = Courier(journal, self._take_wish, self._check_owned)
-        self._greenlets: list[gevent.Greenlet[[], None]] = []
+        self._health = Health()
+        self._flusher = Flusher(journal, self._health, self._lose)
+        self._courier = Courier(journal, self._health, self._take_wish, self._check_owned)
+        self._greenlets: list[gevent.Greenlet[..., None]] = []
 
     def __len__(self) -> int:
         return self._running
@@ -73,11 +81,17 @@ class Turns:
     def draining(self) -> bool:
         return self._dismissing
 
+    @property
+    def all_kept(self) -> bool:
+        """Whether the journal has everything."""
+        return self._flusher.is_done
+
     def open(self) -> None:
         """Starts the greenlets; may be repeated."""
         if not self._greenlets:
-            loops = (self._sweep, self._flusher.run, self._courier.carry, self._courier.keep)
-            self._greenlets = [gevent.spawn(loop) for loop in loops]
+            courier = self._courier
+            loops = (courier.hold_lease, self._sweep, self._flusher.run, courier.carry, courier.tend)
+            self._greenlets = [gevent.spawn(run_for_ever, loop) for loop in loops]
 
     def start(
         self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None
@@ -87,36 +101,37 @@ class Turns:
         Raises TooManyTurns, Draining, StoreUnavailable or KeyUsedOtherwise; nothing was asked then.
         """
         self.open()
-        if self._last_start is not None and time.monotonic() > self._last_start:
-            raise Draining(retry_after=1)
+        self._check_open()
         if self._running >= self._settings.max_turns:
             raise TooManyTurns(retry_after=2)
+        if self._health.failing:
+            raise StoreUnavailable(retry_after=2)
+        entry = Entry(secrets.token_urlsafe(16), conversation_id, caller, time.time(), key.fingerprint if key else "")
+        chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout)
+        turn = Turn(entry, Tail(entry.id, self._journal), chat, self._courier.wait_for_lease, self._note_events)
         self._running += 1
         self.idle.clear()
-        entry = Entry(secrets.token_urlsafe(16), conversation_id, caller, time.time(), key.fingerprint if key else "")
+        found = None
         try:
             self._courier.wait_for_lease()
             found = self._journal.begin(entry, key.value if key else None)
-            if found.fingerprint != entry.fingerprint:
-                raise KeyUsedOtherwise
-        except BaseException:
-            self._count_down()
-            raise
+        finally:
+            if found is None or found.id != entry.id:
+                self._count_down()
+        if found.fingerprint != entry.fingerprint:
+            raise KeyUsedOtherwise
         if found.id != entry.id:
-            self._count_down()
             return found, None
-        deadline = time.monotonic() + self._settings.gateway_timeout
-        chat = self._gateway.open_chat(prompt, entry.id, deadline)
-        turn = Turn(
-            Tail(entry.id, self._journal), conversation_id, chat, self._courier.wait_for_lease, self._note_events
-        )
         self._turns[entry.id] = turn
+        if self._interrupted:
+            turn.end_with(Interrupted())
         turn.start(self._note_end)
         return entry, turn
 
     def find(self, turn_id: str) -> Entry:
         """What is known of a turn, wherever it runs. Raises StreamNotFound or StoreUnavailable."""
-        entry = self._journal.find(turn_id)
+        turn = self._turns.get(turn_id)
+        entry = self._journal.find(turn_id) if turn is None else turn.entry
         if entry is None:
             raise StreamNotFound
         return entry
@@ -124,20 +139,23 @@ class Turns:
     def turns_of(self, conversation_id: str) -> list[Entry]:
         return self._journal.turns_of(conversation_id, LIST_LIMIT)
 
-    def follow(self, entry: Entry, cursor: int) -> Follower:
-        """A follower who can come back. Raises BadCursor for a cursor that the turn cannot have reached."""
+    def follow(self, entry: Entry, cursor: int, can_return: bool = True) -> Follower:
+        """Someone who reads here; `leave` gives it back. Raises BadCursor for a cursor that no one can have."""
         self.open()
-        turn = self._turns.get(entry.id)
-        if cursor > entry.reach and (turn is None or cursor > turn.tail.last_id):
+        if cursor > entry.reach:
             raise BadCursor
-        return self._courier.follow(entry, cursor) if turn is None else turn.follow(cursor, can_return=True)
+        turn = self._turns.get(entry.id)
+        follower = self._courier.follow(entry, cursor) if turn is None else turn.follow(cursor, can_return)
+        self._followers.add(follower)
+        return follower
 
-    def leave(self, turn_id: str, follower: Follower) -> None:
+    def leave(self, follower: Follower) -> None:
         """The follower goes; without any, the turn goes on for DISCONNECT_GRACE."""
-        self._courier.leave(follower)
-        turn = self._turns.get(turn_id)
+        follower.close()
+        self._followers.discard(follower)
+        turn = self._turns.get(follower.turn_id)
         if turn is not None:
-            turn.leave(follower)
+            turn.note_audience(time.monotonic())
             self._check_grace(turn, time.monotonic())
 
     def events_of(self, entry: Entry) -> list[Event]:
@@ -166,7 +184,7 @@ class Turns:
     def interrupt(self) -> None:
         """Ends every turn with `interrupted` and begins no more, because the process is about to go."""
         self._last_start = 0.0
-        self._dismissing = True
+        self._dismissing = self._interrupted = True
         for turn in list(self._turns.values()):
             turn.end_with(Interrupted())
 
@@ -181,7 +199,11 @@ class Turns:
 
     def _lose(self, turn_id: str) -> None:
         turn = self._turns.get(turn_id)
-        if turn is not None:
+        if turn is not None and turn.ended:
+            log.error(
+                "another worker has ended the turn otherwise: its journal was out of reach", extra={"turn": turn_id}
+            )
+        elif turn is not None:
             turn.end_with(Lost())
 
     def _check_owned(self) -> None:
@@ -223,14 +245,12 @@ class Turns:
             now = time.monotonic()
             for turn in list(self._turns.values()):
                 self._check_turn(turn, now)
-            for follower in self._courier.followers:
+            for follower in list(self._followers):
                 check_follower(follower, now)
             if self._dismissing:
                 self._dismiss()
 
     def _check_turn(self, turn: Turn, now: float) -> None:
-        for follower in list(turn.tail.followers):
-            check_follower(follower, now)
         if not turn.ended:
             self._check_deadlines(turn, now)
             turn.note_audience(now)
@@ -247,14 +267,31 @@ class Turns:
 
     def _check_grace(self, turn: Turn, now: float) -> None:
         grace = self._settings.disconnect_grace
+        if self._health.failing:
+            turn.postpone_grace(now)
+        elif self._dismissing and grace >= 0:
+            grace = max(grace, DISMISSED_GRACE)
         if grace >= 0 and turn.unfollowed_since is not None and now - turn.unfollowed_since >= grace:
             turn.end_with(Cancelled())
 
+    def _check_open(self) -> None:
+        if self._last_start is not None and time.monotonic() > self._last_start:
+            raise Draining(retry_after=1)
+
     def _dismiss(self) -> None:
-        here = [follower for turn in self._turns.values() for follower in turn.tail.followers]
-        for follower in [*here, *self._courier.followers]:
-            if follower.can_return:
+        for follower in list(self._followers):
+            if follower.can_return and not follower.closed:
                 follower.dismiss()
+
+
+def run_for_ever(loop: Callable[[], None]) -> None:
+    """Runs a loop again when it breaks: without it no turn would end, or the lease would."""
+    while True:
+        try:
+            loop()
+        except Exception:
+            log.exception("a loop broke, running it again")
+        gevent.sleep(LOOP_PAUSE)
 
 
 def check_follower(follower: Follower, now: float) -> None:

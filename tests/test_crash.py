@@ -1,8 +1,11 @@
 """Workers that die, hang or lose their store: no turn stays open, no follower waits for ever, what was kept stays."""
 
+import contextlib
 import os
 import resource
 import signal
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -158,7 +161,7 @@ def test_a_full_disk_refuses_new_turns_and_breaks_no_running_one(start_relay, sa
     assert answer.next_token() == "t0 "
     limit_files(relay, 1)
     try:
-        until(lambda: any(entry["message"] == "journal out of order" for entry in relay.log), "the log line")
+        until(lambda: any("journal out of order" in entry["message"] for entry in relay.log), "the log line")
         refused = relay.ask(prompt)
         assert refused.response.status_code == 503
         assert refused.response.json()["code"] == "store_unavailable"
@@ -172,6 +175,7 @@ def test_a_full_disk_refuses_new_turns_and_breaks_no_running_one(start_relay, sa
         limit_files(relay)
     until(lambda: requests.get(f"{relay.url}/streams/{answer.id}", timeout=10).status_code == 200, "it is kept")
     assert until(lambda: (s := relay.state(answer.id))["status"] == "complete" and s)["text"] == "".join(TOKENS)
+    until(lambda: any(entry["message"] == "journal in order again" for entry in relay.log), "the log line")
     assert relay.ask(prompt).finish().done["status"] == "complete"
 
 
@@ -227,3 +231,120 @@ def test_a_redis_that_has_lost_all_breaks_no_running_stream(start_redis, start_r
     assert result.done["status"] == "complete"
     sandbox.script(f"{prompt} next", ["a"])
     assert until(lambda: relay.ask(f"{prompt} next").response.status_code == 200, "it works again")
+
+
+def test_while_redis_is_gone_its_own_worker_still_shows_and_cancels_a_turn(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis()
+    relay = start_relay(STORE_URL=redis.url, GATEWAY_IDLE_TIMEOUT="60", TRANSCRIPT="off")
+    sandbox.script(prompt, TOKENS, gate=True)
+    stream = relay.begin(prompt)
+    first = relay.follow(stream)
+    assert first.next_token() == "t0 "
+    redis.stop()
+    first.close()
+    again = relay.follow(stream, 1)
+    sandbox.receipt(prompt, 1)
+    assert again.next_token() == "t1 "
+    assert relay.state(stream)["text"] == "t0 t1 "
+    assert requests.delete(f"{relay.url}/streams/{stream}", timeout=10).status_code == 204
+    redis.start()
+    assert again.finish().done["status"] == "cancelled"
+
+
+def test_an_outage_longer_than_the_grace_cancels_no_turn_that_is_followed_elsewhere(
+    start_redis, start_relay, sandbox, prompt
+):
+    redis = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    shared = {"STORE_URL": redis.url, "GATEWAY_IDLE_TIMEOUT": "60", "DISCONNECT_GRACE": "2", "TRANSCRIPT": "off"}
+    here, there = start_relay(**shared), start_relay(**shared)
+    sandbox.script(prompt, TOKENS, gate=True)
+    far = there.follow(here.begin(prompt))
+    assert far.next_token() == "t0 "
+    redis.stop()
+    out = time.monotonic() + 7  # longer than the grace and a watcher's word
+    until(lambda: time.monotonic() > out, "the grace is over")
+    redis.start()
+    sandbox.receipt(prompt, len(TOKENS))
+    assert far.finish().tokens == TOKENS[1:]
+
+
+def test_a_worker_that_stops_waits_for_its_store(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis("--appendonly", "yes", "--appendfsync", "always")
+    shared = {"STORE_URL": redis.url, "GATEWAY_IDLE_TIMEOUT": "60", "TRANSCRIPT": "off"}
+    here, there = start_relay(**shared), start_relay(**shared)
+    sandbox.script(prompt, TOKENS, gate=True)
+    answer = here.ask(prompt)
+    assert answer.next_token() == "t0 "
+    until(lambda: there.state(answer.id)["text"] == "t0 ", "it is kept")
+    redis.stop()
+    sandbox.receipt(prompt, len(TOKENS))
+    for token in TOKENS[1:]:
+        assert answer.next_token() == token
+    here.process.process.send_signal(signal.SIGTERM)
+    out = time.monotonic() + 3
+    until(lambda: time.monotonic() > out, "the worker has had time to go")
+    redis.start()
+    assert answer.finish().done["status"] == "complete"
+    assert here.process.process.wait(20) == 0
+    state = there.state(answer.id)
+    assert (state["status"], state["text"]) == ("complete", "".join(TOKENS))
+
+
+class Wire:
+    """A way to a port that can be cut without a word: what is sent on it arrives nowhere."""
+
+    def __init__(self, port):
+        self._port = port
+        self._passes = threading.Event()
+        self._passes.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self._passes.clear()
+
+    def mend(self):
+        self._passes.set()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._port))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._passes.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self._passes.set()
+        self._listener.close()
+
+
+def test_a_worker_cut_off_from_redis_does_not_contradict_who_took_over(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis()
+    with contextlib.closing(Wire(redis.port)) as wire:
+        shared = {"GATEWAY_IDLE_TIMEOUT": "60", "TRANSCRIPT": "off", "DISCONNECT_GRACE": "30"}
+        here = start_relay(STORE_URL=f"redis://127.0.0.1:{wire.port}/0", **shared)
+        there = start_relay(STORE_URL=redis.url, **shared)
+        sandbox.script(prompt, TOKENS, gate=True)
+        stream = here.begin(prompt)
+        near, far = here.follow(stream), there.follow(stream)
+        assert near.next_token() == far.next_token() == "t0 "
+        wire.cut()
+        result = far.finish_with_jump()
+        assert result.done["status"] == "interrupted"
+        sandbox.receipt(prompt, len(TOKENS))
+        assert near.next_token() == "t1 ", "text goes on from memory"
+        wire.mend()
+        late = near.finish_with_jump()
+        assert late.done["status"] == "interrupted"
+        assert ids_of(late)[-2:] == ids_of(result)[-2:], "both were told the same end"

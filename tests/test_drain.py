@@ -126,3 +126,18 @@ def test_int_ends_at_once_and_leaves_a_whole_journal(start_relay, sandbox, promp
     after = start_relay(STORE_URL=store)
     state = after.state(stream)
     assert (state["status"], state["text"], state["last_event_id"]) == ("interrupted", "a ", 3)
+
+
+def test_a_follower_on_its_way_to_another_worker_is_waited_for(start_relay, sandbox, prompt):
+    relay = start_relay(GATEWAY_IDLE_TIMEOUT="60", DISCONNECT_GRACE="0")
+    sandbox.script(prompt, ["a ", "b "], gate=True)
+    answer = relay.ask(prompt)  # keeps the turn alive until its stream is followed as well
+    assert answer.next_token() == "a "
+    follower = relay.follow(answer.id)
+    assert follower.next_token() == "a "
+    answer.close()
+    relay.process.process.send_signal(signal.SIGHUP)
+    assert list(follower) == [], "sent elsewhere"
+    again = until(lambda: new_answer(relay, answer.id), "another worker answers")
+    sandbox.receipt(prompt, 2)
+    assert again.finish().text == "b "

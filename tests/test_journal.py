@@ -6,6 +6,7 @@ import pytest
 
 from server.errors import StoreUnavailable
 from server.journal import AHEAD, LEASE, RENEW_INTERVAL, Batch, closing
+from server.journal.sqlite import SqliteJournal
 from server.sse import Done, Failure, Token
 
 from .conftest import until
@@ -453,3 +454,31 @@ def test_errors_tell_the_kind_and_nothing_else():
         journal.renew()
     assert raised.value.detail == "ConnectionError"
     assert raised.value.__cause__ is None
+
+
+def test_who_could_not_renew_its_own_lease_judges_no_one(tmp_path):
+    """A transaction that waited for a lock finds every lease over, those of the living too."""
+    now = [1_800_000_000.0]
+    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, lambda: now[0]) for name in ("ann", "bob"))
+    turn = begun(ann)
+    ann.renew()
+    bob.renew()
+    now[0] += LEASE + 0.1
+    assert not bob.interrupt_orphans()
+    assert bob.find(turn.id).running
+    bob.renew()
+    assert bob.interrupt_orphans() == [turn.id]
+    for journal in (ann, bob):
+        journal.close()
+
+
+def test_a_lease_of_a_clock_that_was_set_back_is_over(tmp_path):
+    now = [1_800_000_000.0]
+    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, lambda: now[0]) for name in ("ann", "bob"))
+    turn = begun(ann)
+    ann.renew()
+    now[0] -= 3600
+    bob.renew()
+    assert bob.interrupt_orphans() == [turn.id]
+    for journal in (ann, bob):
+        journal.close()

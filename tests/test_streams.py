@@ -220,7 +220,7 @@ def arrivals(relay, stream):
 
 
 def test_what_one_worker_appends_another_sees_within_a_tenth_of_a_second(pair, sandbox, prompt):
-    here, there = pair
+    here, _ = pair
     # About the pace of the flushes, so that tokens come while one is under way.
     sandbox.script(prompt, [f"t{i} " for i in range(100)], interval_ms=50)
     stream = here.begin(prompt)

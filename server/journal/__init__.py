@@ -74,6 +74,8 @@ class Journal(Protocol):
     have seen more than was kept, and must not wait behind its own cursor.
     """
 
+    shared_fate: bool  # whether a store that this worker cannot reach is out of every other worker's reach as well
+
     def begin(self, entry: Entry, key: str | None) -> Entry:
         """Makes room for a turn of this worker, durable when it returns.
 

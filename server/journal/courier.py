@@ -10,17 +10,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import gevent
+from gevent.event import Event as Flag
 
 from ..errors import StoreUnavailable
 from ..sse import Event
 from . import LEASE, RENEW_INTERVAL, Entry, Journal, Wish
+from .health import Health
 from .tail import READ_LIMIT, Follower, Tail
 
 log = logging.getLogger(__name__)
 
 NEWS_TIMEOUT = 1.0  # seconds that one wait for news takes
 STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
-LEASE_RETRY = 0.02  # seconds until a turn asks again whether it is still this worker's
+END_PATIENCE = (
+    30.0  # seconds that an answer's end is held back while it is open whether the turn is still this worker's
+)
 PURGE_INTERVAL = 10.0  # seconds
 # Seconds that a worker must have held its own lease before it ends the turns of others: when a store has been out of
 # reach, or the clock has jumped, their owners need a moment to say that they live.
@@ -29,106 +33,114 @@ WATCH_INTERVAL = 1.0  # seconds between two words to a writer that someone here 
 
 
 class Courier:
-    def __init__(self, journal: Journal, on_wish: Callable[[str, Wish], None], on_gap: Callable[[], None]) -> None:
+    def __init__(
+        self, journal: Journal, health: Health, on_wish: Callable[[str, Wish], None], on_gap: Callable[[], None]
+    ) -> None:
         """`on_gap` is called when the lease had run out: turns of this worker may have been ended by another one."""
         self._journal = journal
+        self._health = health
         self._on_wish = on_wish
         self._on_gap = on_gap
         self._mirrors: dict[str, Tail] = {}
         self._unwatched: set[str] = set()  # mirrors of which their writers do not know yet
-        self._followers: set[Follower] = set()
         self._lease_ends = 0.0  # monotonic seconds
         self._held_since: float | None = None
-        self._failing = False
-
-    @property
-    def followers(self) -> list[Follower]:
-        """Those who read here what another worker writes, or what has ended."""
-        return list(self._followers)
+        self._asked = Flag()  # pulses each time that the lease was asked for
 
     def follow(self, entry: Entry, cursor: int) -> Follower:
-        """A follower of a turn that another worker writes, or that has ended; `leave` gives it back."""
+        """A follower of a turn that another worker writes, or that has ended."""
         tail = self._mirrors.get(entry.id)
-        is_new = tail is None
-        if tail is None:
-            tail = Tail(entry.id, self._journal, entry.last_id)
-            tail.ended = not entry.running
+        if tail is not None:
+            return tail.follow(cursor, can_return=True)
+        tail = Tail(entry.id, self._journal, entry.last_id)
+        tail.ended = not entry.running
         follower = tail.follow(cursor, can_return=True)
-        self._followers.add(follower)
-        if is_new and entry.running:
+        if entry.running:
             self._mirrors[entry.id] = tail
             self._unwatched.add(entry.id)
             with suppress(StoreUnavailable):  # then `carry` comes round by itself, a little later
                 self._journal.wake()
         return follower
 
-    def leave(self, follower: Follower) -> None:
-        follower.close()
-        self._followers.discard(follower)
-
-    def wait_for_lease(self) -> None:
+    def wait_for_lease(self, to_end: bool = False) -> None:
         """Waits, after this process was stopped for a while, until it is known which turns are still its own.
 
-        Does not wait for a store that is out of order: no other worker can have ended a turn there.
+        Does not wait for a store that is out of order, unless `to_end`: another worker, which may still reach it, can
+        have ended the turn there, and two ends must not contradict each other. That wait is bounded.
         """
-        while time.monotonic() >= self._lease_ends and not self._failing:
-            gevent.sleep(LEASE_RETRY)
+        patience = time.monotonic() + END_PATIENCE
+        while (now := time.monotonic()) >= self._lease_ends:
+            if self._health.failing and (not to_end or self._journal.shared_fate or now >= patience):
+                return
+            self._asked.wait(RENEW_INTERVAL)
 
     def carry(self) -> None:
         """Brings news for ever; to be run in one greenlet."""
         while True:
             try:
-                unwatched, self._unwatched = self._unwatched, set()
-                if unwatched:
-                    self._journal.ask(unwatched, "watch")
-                cursors = {turn_id: tail.last_id for turn_id, tail in self._mirrors.items()}
-                news = self._journal.news(cursors, NEWS_TIMEOUT)
+                self._carry_once()
             except StoreUnavailable:
-                gevent.sleep(STORE_RETRY)  # said in the log by `keep`
-                continue
-            for turn_id, events in news.events.items():
-                tail = self._mirrors.get(turn_id)
-                # A mirror that was made since may lack what came before these events.
-                if tail is not None and tail.last_id >= cursors[turn_id]:
-                    bring(tail, events)
-            for turn_id, wish in news.wishes:
-                self._on_wish(turn_id, wish)
-            self._let_go()
+                gevent.sleep(STORE_RETRY)  # `hold_lease` says so in the log
 
-    def keep(self) -> None:
-        """Keeps the lease, ends what the dead left, and cleans up, for ever; to be run in one greenlet."""
+    def hold_lease(self) -> None:
+        """Keeps the lease for ever; to be run in one greenlet, which does nothing else that can take long."""
+        while True:
+            begin = time.monotonic()
+            try:
+                unbroken = self._journal.renew()
+                if not unbroken or self._held_since is None:
+                    self._held_since = begin
+                    self._on_gap()
+                self._lease_ends = begin + LEASE
+                self._health.note_success()
+            except StoreUnavailable as error:
+                self._held_since = None
+                self._health.note_failure(error)
+            self._asked.set()
+            self._asked.clear()
+            gevent.sleep(RENEW_INTERVAL)
+
+    def tend(self) -> None:
+        """Ends what the dead left, tells writers that they are followed, cleans up, for ever; in one greenlet."""
         next_watch = next_purge = 0.0
         while True:
+            gevent.sleep(RENEW_INTERVAL)
             now = time.monotonic()
-            try:
-                self._keep_lease(now)
+            with suppress(StoreUnavailable):  # `hold_lease` says so in the log
+                if self._held_since is not None and now - self._held_since >= HOLD:
+                    self._end_orphans()
                 if now >= next_watch:
                     next_watch = now + WATCH_INTERVAL
                     self._watch()
                 if now >= next_purge:
                     next_purge = now + PURGE_INTERVAL
                     self._journal.purge()
-                self._note_success()
-            except StoreUnavailable as error:
-                self._note_failure(error)
-            gevent.sleep(RENEW_INTERVAL)
 
-    def _keep_lease(self, now: float) -> None:
-        unbroken = self._journal.renew()
-        if not unbroken or self._held_since is None:
-            self._held_since = now
-            self._on_gap()
-        self._lease_ends = now + LEASE
-        if now - self._held_since >= HOLD:
-            for turn_id in self._journal.interrupt_orphans():
-                log.warning("turn interrupted: its worker has died", extra={"turn": turn_id})
+    def _carry_once(self) -> None:
+        unwatched, self._unwatched = self._unwatched, set()
+        if unwatched:
+            self._journal.ask(unwatched, "watch")
+        cursors = {turn_id: tail.last_id for turn_id, tail in self._mirrors.items()}
+        news = self._journal.news(cursors, NEWS_TIMEOUT)
+        for turn_id, events in news.events.items():
+            tail = self._mirrors.get(turn_id)
+            # A mirror that was made since may lack what came before these events.
+            if tail is not None and tail.last_id >= cursors[turn_id]:
+                bring(tail, events)
+        for turn_id, wish in news.wishes:
+            self._on_wish(turn_id, wish)
+        self._mirrors = {key: tail for key, tail in self._mirrors.items() if tail.followers and not tail.ended}
+
+    def _end_orphans(self) -> None:
+        for turn_id in self._journal.interrupt_orphans():
+            log.warning("turn interrupted: its worker has died", extra={"turn": turn_id})
 
     def _watch(self) -> None:
         """Says to the writers that someone follows; lets go of turns that have ended or are gone."""
         if not self._mirrors:
             return
         asked = dict(self._mirrors)
-        running = self._journal.ask(list(asked), "watch")
+        running = set(self._journal.ask(list(asked), "watch"))
         for turn_id, tail in asked.items():
             if turn_id in running:
                 continue
@@ -137,20 +149,6 @@ class Courier:
             tail.ended = True
             for follower in list(tail.followers):
                 follower.wake()
-
-    def _let_go(self) -> None:
-        self._mirrors = {key: tail for key, tail in self._mirrors.items() if tail.followers and not tail.ended}
-
-    def _note_failure(self, error: StoreUnavailable) -> None:
-        self._held_since = None
-        if not self._failing:
-            log.error("journal out of order", extra={"detail": error.detail})
-        self._failing = True
-
-    def _note_success(self) -> None:
-        if self._failing:
-            log.warning("journal in order again")
-        self._failing = False
 
 
 def bring(tail: Tail, events: Sequence[Event]) -> None:

@@ -1,33 +1,32 @@
 """Brings to the journal what the tails of this worker have; one transaction for all that is due."""
 
-import logging
 import time
 from collections.abc import Callable
 
 from gevent.event import Event as Flag
 
 from ..errors import StoreUnavailable
-from . import AHEAD, Journal
+from . import AHEAD, Batch, Journal
+from .health import Health
 from .tail import Tail
-
-log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL = 0.25  # seconds; the most that kill -9 can lose
 WATCHED_INTERVAL = 0.05  # seconds; while someone on another worker follows the turn
 SLACK = 0.025  # seconds; what is due so soon goes in the same transaction
+MAX_BATCHES = 500  # a transaction; to pack them takes some ten milliseconds, in which nothing else runs
 STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
 
 
 class Flusher:
-    def __init__(self, journal: Journal, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, journal: Journal, health: Health, on_lost: Callable[[str], None]) -> None:
         """`on_lost` is told of a turn that another worker has ended: this one's lease had run out."""
         self._journal = journal
+        self._health = health
         self._on_lost = on_lost
         self._waiting: set[Tail] = set()
         self._due = Flag()
         self._hurry = Flag()
         self._asleep_until = 0.0  # monotonic seconds, while it sleeps
-        self._failing = False
 
     def note(self, tail: Tail, at_once: bool = False) -> None:
         """The tail has something new."""
@@ -35,7 +34,7 @@ class Flusher:
             self._waiting.add(tail)
             tail.flush_by = time.monotonic() + interval(tail)
             self._due.set()
-        if (at_once or tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._failing:
+        if (at_once or tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._health.failing:
             tail.flush_by = 0.0
         if tail.flush_by < self._asleep_until:
             self._hurry.set()
@@ -60,20 +59,29 @@ class Flusher:
             self._asleep_until = 0.0
 
     def flush_all(self) -> None:
-        """Flushes what there is, once: the process is about to go."""
+        """Flushes what there is: the process is about to go. A store that is out of order is asked but once."""
         self.flush(list(self._waiting))
+        while self._waiting and not self._health.failing:
+            self.flush(list(self._waiting))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the journal has everything."""
+        return not self._waiting
 
     def flush(self, tails: list[Tail]) -> None:
         self._waiting -= {tail for tail in tails if tail.is_kept}
         tails = [tail for tail in tails if not tail.is_kept]
+        tails, batches = gather(tails)
         last_ids = [tail.last_id for tail in tails]
-        batches = [batch for tail in tails for batch in tail.unkept()]
         try:
             lost = self._journal.append(batches) if batches else []
         except StoreUnavailable as error:
-            self._note_failure(error, tails)
+            self._health.note_failure(error)
+            for tail in tails:
+                tail.flush_by = time.monotonic() + STORE_RETRY
             return
-        self._note_success()
+        self._health.note_success()
         now = time.monotonic()
         for tail, last_id in zip(tails, last_ids, strict=True):
             tail.kept(last_id)
@@ -84,17 +92,15 @@ class Flusher:
         for turn_id in lost:
             self._on_lost(turn_id)
 
-    def _note_failure(self, error: StoreUnavailable, tails: list[Tail]) -> None:
-        if not self._failing:
-            log.error("journal out of order, answers go on from memory", extra={"detail": error.detail})
-        self._failing = True
-        for tail in tails:
-            tail.flush_by = time.monotonic() + STORE_RETRY
 
-    def _note_success(self) -> None:
-        if self._failing:
-            log.warning("journal works again", extra={"turns": len(self._waiting)})
-        self._failing = False
+def gather(tails: list[Tail]) -> tuple[list[Tail], list[Batch]]:
+    """The first of `tails`, and what they have for the journal: no more than one transaction should hold."""
+    batches: list[Batch] = []
+    for count, tail in enumerate(tails):
+        if len(batches) >= MAX_BATCHES:
+            return tails[:count], batches
+        batches += tail.unkept()
+    return tails, batches
 
 
 def interval(tail: Tail) -> float:

@@ -29,14 +29,19 @@ class Group(Generic[A, R]):
         return result.get()  # type: ignore[no-any-return]  # gevent has no types for it
 
     def _serve(self) -> None:
-        while self._waiting:
-            group, self._waiting = self._waiting, []
-            try:
-                results = self._run([argument for argument, _ in group])
-            except Exception as error:  # noqa: BLE001 - it is raised where the call was made
-                for _, waiting in group:
-                    waiting.set_exception(error)
-            else:
-                for (_, waiting), result in zip(group, results, strict=True):
-                    waiting.set(result)
-        self._running = False
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting, []
+                self._run_group(group)
+        finally:
+            self._running = False
+
+    def _run_group(self, group: Sequence[tuple[A, "AsyncResult[R]"]]) -> None:
+        try:
+            results = self._run([argument for argument, _ in group])
+        except Exception as error:  # noqa: BLE001 - it is raised where the call was made
+            for _, waiting in group:
+                waiting.set_exception(error)
+        else:
+            for (_, waiting), result in zip(group, results, strict=True):
+                waiting.set(result)

@@ -45,6 +45,8 @@ class Store:
 class MemoryJournal:
     """See `Journal` for the contract."""
 
+    shared_fate = True
+
     def __init__(
         self,
         worker: str,
@@ -73,15 +75,15 @@ class MemoryJournal:
         return entry
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
-        lost = set()
+        latest: dict[str, Batch] = {}
         for batch in batches:
             record = self._store.records.get(batch.turn_id)
-            if record is None:
-                continue
-            if record.writer == self._worker and record.entry.running:
-                self._keep(record, batch)
-            elif record.entry.last_id > batch.events[-1].id:
-                lost.add(batch.turn_id)
+            if record is not None:
+                latest[batch.turn_id] = batch
+                if record.writer == self._worker and record.entry.running:
+                    self._keep(record, batch)
+        known = self._store.records
+        lost = [turn for turn, batch in latest.items() if known[turn].entry.last_id > batch.events[-1].id]
         while self._store.size > self._max_bytes and self._store.ended:
             self._forget(next(iter(self._store.ended)))
         self._store.note_change()
@@ -146,7 +148,9 @@ class MemoryJournal:
         orphans = [
             record
             for record in self._store.records.values()
-            if record.entry.running and self._store.leases.get(record.writer, 0.0) < now
+            if record.entry.running
+            and record.writer != self._worker
+            and not now <= self._store.leases.get(record.writer, 0.0) <= now + LEASE
         ]
         for record in orphans:
             self._keep(record, Batch(record.entry.id, closing(record.entry.reach)))

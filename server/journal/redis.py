@@ -33,7 +33,7 @@ from .codec import pack, unpack
 TAG = "{relay}:"
 MAX_CONNECTIONS = 16  # of a worker, beside the one that waits for news; who finds none free waits
 POOL_TIMEOUT = 10.0  # seconds to wait for a free connection
-TIMEOUT = 2.0  # seconds for a connection or a reply; a worker whose Redis takes longer is about to lose its lease
+TIMEOUT = 1.0  # seconds for a connection or a reply; a worker whose Redis takes longer is about to lose its lease
 RETRY_AFTER = 2  # seconds after which callers may come back
 HEALTH_INTERVAL = 15  # seconds of silence after which a connection is tried with a PING first: firewalls forget
 NEWS_BLOCK = 5.0  # seconds that one XREAD waits; the socket's timeout lies TIMEOUT above it
@@ -202,6 +202,8 @@ if redis.call('EXISTS', running) == 0 then redis.call('SREM', workers, ARGV[1]) 
 
 class RedisJournal:
     """See `Journal` for the contract."""
+
+    shared_fate = False  # one worker's way there may be cut
 
     def __init__(self, url: str, worker: str, retain: float) -> None:
         """`worker` is this worker's name, that no other ever had; `retain` is in seconds after a turn's end."""

@@ -17,16 +17,20 @@ from gevent.threadpool import ThreadPool
 
 from ..errors import StoreUnavailable
 from ..sse import Event
-from . import LEASE, RUNNING, Batch, Entry, News, Wish, closing
+from . import LEASE, RENEW_INTERVAL, RUNNING, Batch, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .group import Group
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for another worker's; they take milliseconds
+BUSY_TIMEOUT = (
+    1.0  # seconds that a transaction waits for another's; a worker's takes milliseconds, a backup may hold on
+)
 POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn of another worker
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
 NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
+FAR_LEASE = LEASE + 1.0  # seconds; no lease ends later than so long from now, but for a clock that was set back
+FRESH = 2 * RENEW_INTERVAL  # seconds since its own renewal in which a worker may judge others
 FAR = 1 << 62  # behind every cursor
 PURGE_LIMIT = 500  # turns a transaction
 DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
@@ -57,6 +61,8 @@ MINE = "id = :turn AND worker = :worker AND status = 'running'"
 
 class SqliteJournal:
     """See `Journal` for the contract."""
+
+    shared_fate = True  # one disk, one lock
 
     def __init__(self, path: Path, worker: str, retain: float, clock: Callable[[], float] = time.time) -> None:
         """`retain` is in seconds after a turn's end; `clock` must be the same for all workers."""
@@ -138,9 +144,9 @@ class SqliteJournal:
         return self._writing.write(lambda connection: renew(connection, self._worker, self._clock()))
 
     def interrupt_orphans(self) -> Collection[str]:
-        if not self._reading.read(lambda connection: orphans(connection, self._clock())):
+        if not self._reading.read(lambda connection: orphans(connection, self._worker, self._clock())):
             return []
-        return self._writing.write(lambda connection: interrupt_orphans(connection, self._clock()))
+        return self._writing.write(lambda connection: interrupt_orphans(connection, self._worker, self._clock))
 
     def purge(self) -> int:
         now = self._clock()
@@ -285,7 +291,8 @@ def append_rows(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]
     if connection.executemany(update, rows).rowcount == len(rows):
         return []
     select = "SELECT 1 FROM turns WHERE id = :turn AND last_id > :last"
-    return [row["turn"] for row in rows if connection.execute(select, row).fetchone()]
+    latest = {row["turn"]: row for row in rows}
+    return [turn for turn, row in latest.items() if connection.execute(select, row).fetchone()]
 
 
 def read_events(connection: sqlite3.Connection, turn_id: str, after: int, limit: int) -> list[Event]:
@@ -312,23 +319,28 @@ def running_of(connection: sqlite3.Connection, turn_ids: Sequence[str]) -> list[
 
 
 def renew(connection: sqlite3.Connection, worker: str, now: float) -> bool:
-    update = "UPDATE workers SET lease = ? WHERE id = ? AND lease >= ?"
-    if connection.execute(update, (now + LEASE, worker, now)).rowcount == 1:
+    update = "UPDATE workers SET lease = ? WHERE id = ? AND lease BETWEEN ? AND ?"
+    if connection.execute(update, (now + LEASE, worker, now, now + FAR_LEASE)).rowcount == 1:
         return True
     connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker, now + LEASE))
     return False
 
 
-def orphans(connection: sqlite3.Connection, now: float) -> list[tuple[str, int]]:
+def orphans(connection: sqlite3.Connection, worker: str, now: float) -> list[tuple[str, int]]:
+    """Running turns of workers whose lease is over, or lies where only a clock that was set back can have put it."""
     select = (
         "SELECT turns.id, turns.reach FROM turns LEFT JOIN workers ON workers.id = turns.worker "
-        "WHERE turns.status = 'running' AND coalesce(workers.lease, 0) < ?"
+        "WHERE turns.status = 'running' AND turns.worker <> ? AND coalesce(workers.lease, 0) NOT BETWEEN ? AND ?"
     )
-    return connection.execute(select, (now,)).fetchall()
+    return connection.execute(select, (worker, now, now + FAR_LEASE)).fetchall()
 
 
-def interrupt_orphans(connection: sqlite3.Connection, now: float) -> list[str]:
-    found = orphans(connection, now)
+def interrupt_orphans(connection: sqlite3.Connection, worker: str, clock: Callable[[], float]) -> list[str]:
+    now = clock()
+    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease >= ?"
+    if connection.execute(renewed, (worker, now + LEASE - FRESH)).fetchone() is None:
+        return []  # this transaction has waited for its turn; the living could not renew meanwhile either
+    found = orphans(connection, worker, now)
     for turn_id, reach in found:
         batch = Batch(turn_id, closing(reach))
         last = batch.events[-1].id

@@ -91,7 +91,7 @@ class Tail:
             events = self._journal.read(self.turn_id, self.last_id, READ_LIMIT)
         except StoreUnavailable:
             events = []
-        self.append(events or [*closing(self.last_id)])
+        self.append(events or [*closing(self.kept_id + AHEAD)])  # the same, by the rule for a dead worker's turn
         self.kept(self.last_id)
 
     def after(self, cursor: int) -> list[Event]:
@@ -160,6 +160,13 @@ class Follower:
         self.close()
         if self.on_drop is not None:
             self.on_drop()
+
+    def lose(self) -> None:
+        """The client has hung up."""
+        if self.sending_since is None:
+            self.close()
+        else:
+            self.drop()  # a write that waits for who reads no more would not notice
 
     def dismiss(self) -> None:
         """Asks the follower to come back elsewhere, because this worker stops."""

@@ -38,9 +38,8 @@ def stream_llm() -> Response:
     """Asks the gateway and answers with the stream of tokens."""
     relay = Relay.of(current_app)
     prompt, conversation_id = read_question(relay, read_body(relay))
-    entry, turn = relay.ask(prompt, conversation_id, NOBODY)
-    assert turn is not None
-    return stream_response(relay, entry, turn.follow(0, can_return=False))
+    entry, _ = relay.ask(prompt, conversation_id, NOBODY)
+    return stream_response(relay, entry, relay.turns.follow(entry, 0, can_return=False))
 
 
 @routes.post("/streams")
@@ -166,14 +165,14 @@ def stream_response(relay: Relay, entry: Entry, follower: Follower) -> Response:
     response.headers["X-Stream-Id"] = entry.id
     response.headers["Access-Control-Expose-Headers"] = "X-Stream-Id"
     # A response that is closed before its first piece was asked for never runs the generator's `finally`.
-    response.call_on_close(lambda: relay.turns.leave(follower.turn_id, follower))
+    response.call_on_close(lambda: relay.turns.leave(follower))
     return response
 
 
 def events(relay: Relay, follower: Follower, client: Client) -> Iterator[bytes]:
     """The body: what is ready goes out in one piece."""
     follower.on_drop = client.hang_up
-    client.watch(follower.close)
+    client.watch(follower.lose)
     try:
         yield sse.opening(follower.cursor)
         for batch in follower:
@@ -182,4 +181,4 @@ def events(relay: Relay, follower: Follower, client: Client) -> Iterator[bytes]:
             yield sse.come_back(random)
     finally:
         client.forget()
-        relay.turns.leave(follower.turn_id, follower)
+        relay.turns.leave(follower)
