@@ -104,15 +104,15 @@ end
 return {id, redis.call('HGETALL', turn)}
 """)
 
-# A begin whose reply was lost: nobody will write that turn. What has events was begun by a repeat, and stays.
+# A begin whose reply was lost: nobody will write that turn. It ends, for those whom its key has led to it meanwhile, and
+# frees the key. What has events was begun by a repeat, and stays.
 UNDO = script("""
-local turn, running, key, conversation = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local id, worker = ARGV[1], ARGV[2]
+local turn, key, conversation = KEYS[1], KEYS[2], KEYS[3]
+local id, worker, status, text, retain = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local found = redis.call('HMGET', turn, 'worker', 'last_id')
 if found[1] == worker and found[2] == '0' then
+  interrupt(id, worker, '', 0, status, text, retain)
   if redis.call('GET', key) == id then redis.call('DEL', key) end
-  redis.call('DEL', turn)
-  redis.call('SREM', running, id)
   redis.call('ZREM', conversation, id)
 end
 """)
@@ -321,7 +321,8 @@ class RedisJournal:
 
     def _undo(self) -> None:
         for turn_id, (place, conversation) in list(self._doubtful.items()):
-            self._call(UNDO, [f"{TAG}turn:{turn_id}", self._running, place, conversation], [turn_id, self._worker])
+            args = [turn_id, self._worker, *CLOSING, self._retain]
+            self._call(UNDO, [f"{TAG}turn:{turn_id}", place, conversation], args)
             self._doubtful.pop(turn_id, None)
 
     @property
