@@ -106,6 +106,8 @@ def serve(processes: list[subprocess.Popen[str]]) -> int:
         settings, kind = load_or_exit(), f"the sandbox at {sandbox}"
         os.environ["DEFAULT_CONVERSATION_ID"] = settings.default_conversation_id or "demo"
     address = free_address(settings.bind)
+    if not (ROOT / "gunicorn.conf.py").exists():
+        leave("`relay run` works in a checkout of the repository: clone it and use `make run`")
     server = start(processes, ["gunicorn", "-c", str(ROOT / "gunicorn.conf.py")], {"BIND": address})
     wait_for_port(server, address)
     print(welcome(address, kind), flush=True)
@@ -165,6 +167,8 @@ def sandbox_settings(address: str) -> dict[str, str]:
         "SANDBOX_URL": address,
         "OAUTH_CLIENT_ID": os.environ.get("SANDBOX_CLIENT_ID", "sandbox-client"),
         "OAUTH_CLIENT_SECRET": os.environ.get("SANDBOX_CLIENT_SECRET", "sandbox-secret"),
+        # One worker has one link for each conversation: the page's transcript is then exact, whoever asks.
+        "WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", "1"),
     }
 
 

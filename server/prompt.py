@@ -56,6 +56,8 @@ def read_messages(fields: dict[str, Any]) -> tuple[Message, ...]:
     if prompt is not None and messages is not None:
         raise BadRequest("Send either `prompt` or `messages`, not both.")
     if messages is None:
+        if prompt is None:
+            raise BadRequest("`prompt` is missing. Send the text to ask as `prompt`, or a conversation as `messages`.")
         found: tuple[Message, ...] = (Message("user", read_text(prompt, "`prompt`")),)
     else:
         found = tuple(read_list(messages))

@@ -165,7 +165,7 @@ class Settings(BaseSettings):
             kind = SettingsError if any(client.values()) or self.gateway_api_key else NoOrganisation
             raise kind(
                 f"{missing.upper()} is missing: set it to that of your Genesys Cloud OAuth client "
-                "(grant Client Credentials), or use `make run`, which needs no account"
+                "(grant Client Credentials), or leave both away: `make run` then uses the sandbox"
             )
         return self
 

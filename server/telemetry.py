@@ -16,6 +16,7 @@ import orjson
 
 from .settings import Settings
 
+LEAST_SECRET = 8  # characters; Genesys Cloud's own have dozens
 MAX_TOKENS = 64  # access tokens known to the redaction; they come and go
 HIDDEN = "[hidden]"
 # What introduces a secret that nobody has named to `hide`; in a URL, a form, a header, JSON or a repr.
@@ -43,8 +44,11 @@ def hide(token: str) -> None:
 
 
 def hide_for_good(*secrets: str) -> None:
-    """Makes secrets of the settings unprintable, for as long as the process lives."""
-    _kept.update(filter(None, secrets))
+    """Makes secrets of the settings unprintable, for as long as the process lives.
+
+    One so short that it stands in ordinary words would tear holes into every line, and is no secret.
+    """
+    _kept.update(secret for secret in secrets if len(secret) >= LEAST_SECRET)
     _compile()
 
 

@@ -36,7 +36,7 @@ WATCH_LIFE = 3.0  # seconds that a word from another worker counts, that someone
 
 
 class Cancelled(gevent.GreenletExit):  # type: ignore[misc]  # gevent has no type for it
-    """Thrown into a turn's greenlet: nobody wants the rest."""
+    """Thrown into a turn's greenlet: nobody wants the rest. `args` tell whether that was said."""
 
 
 class Lost(gevent.GreenletExit):  # type: ignore[misc]
@@ -78,6 +78,7 @@ class Turn:
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
         self._ended_at: float | None = None
+        self._cancelled_for: str | None = None
 
     @property
     def entry(self) -> Entry:
@@ -152,7 +153,8 @@ class Turn:
             if self._end_asked is not None:
                 raise self._end_asked
             self._breakable(self._read)
-        except Cancelled:
+        except Cancelled as cancelled:
+            self._cancelled_for = str(cancelled)
             return "cancelled", None
         except Interrupted as error:
             return "interrupted", error
@@ -226,6 +228,7 @@ class Turn:
             "conversation": self.conversation_id,
             "status": status,
             "finish_reason": self._finish_reason,
+            "reason": self._cancelled_for,
             "events": self.tail.last_id,
             "first_token_ms": milliseconds(self.began, self._first_token),
             "duration_ms": milliseconds(self.began, time.monotonic()),

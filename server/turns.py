@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import gevent
@@ -145,7 +146,7 @@ class Turns:
         if cursor > entry.reach:
             raise BadCursor
         turn = self._turns.get(entry.id)
-        follower = self._courier.follow(entry, cursor) if turn is None else turn.follow(cursor, can_return)
+        follower = self._courier.follow(entry, cursor, can_return) if turn is None else turn.follow(cursor, can_return)
         self._followers.add(follower)
         return follower
 
@@ -171,7 +172,7 @@ class Turns:
         """Ends the turn, wherever it runs; does nothing to one that has ended. Raises StoreUnavailable."""
         turn = self._turns.get(entry.id)
         if turn is not None:
-            turn.end_with(Cancelled())
+            turn.end_with(Cancelled("asked"))
         elif entry.running:
             self._journal.ask([entry.id], "cancel")
 
@@ -195,7 +196,8 @@ class Turns:
         self._closed = True
         gevent.killall(self._greenlets, block=False)
         self._flusher.flush_all()
-        self._journal.close()
+        with suppress(StoreUnavailable):  # then the lease runs out by itself
+            self._journal.close()
 
     def _lose(self, turn_id: str) -> None:
         turn = self._turns.get(turn_id)
@@ -219,7 +221,7 @@ class Turns:
         if turn is None:
             return
         if wish == "cancel":
-            turn.end_with(Cancelled())
+            turn.end_with(Cancelled("asked"))
         else:
             turn.watch()
             turn.tail.is_watched = True
@@ -272,7 +274,7 @@ class Turns:
         elif self._dismissing and grace >= 0:
             grace = max(grace, DISMISSED_GRACE)
         if grace >= 0 and turn.unfollowed_since is not None and now - turn.unfollowed_since >= grace:
-            turn.end_with(Cancelled())
+            turn.end_with(Cancelled("no follower"))
 
     def _check_open(self) -> None:
         if self._last_start is not None and time.monotonic() > self._last_start:

@@ -196,6 +196,18 @@ def test_a_repeated_post_with_one_key_begins_one_turn(pair, sandbox, prompt):
     assert sandbox.gateway_calls(prompt) == 1
 
 
+def test_the_seeds_route_knows_the_key_too(pair, sandbox, prompt):
+    sandbox.script(prompt, TOKENS)
+    body = {"conversationId": "c-key", "prompt": prompt}
+    answers = [
+        requests.post(f"{relay.url}/stream-llm", json=body, headers={"Idempotency-Key": "k-3"}, timeout=20)
+        for relay in (*pair, *pair)
+    ]
+    assert {answer.headers["X-Stream-Id"] for answer in answers} == {answers[0].headers["X-Stream-Id"]}
+    assert {answer.content for answer in answers} == {answers[0].content}
+    assert sandbox.gateway_calls(prompt) == 1
+
+
 def test_the_same_key_with_another_body_is_refused(pair, sandbox, prompt):
     here, there = pair
     sandbox.script(prompt, ["a"])

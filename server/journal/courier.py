@@ -47,14 +47,14 @@ class Courier:
         self._held_since: float | None = None
         self._asked = Flag()  # pulses each time that the lease was asked for
 
-    def follow(self, entry: Entry, cursor: int) -> Follower:
+    def follow(self, entry: Entry, cursor: int, can_return: bool) -> Follower:
         """A follower of a turn that another worker writes, or that has ended."""
         tail = self._mirrors.get(entry.id)
         if tail is not None:
-            return tail.follow(cursor, can_return=True)
+            return tail.follow(cursor, can_return=can_return)
         tail = Tail(entry.id, self._journal, entry.last_id)
         tail.ended = not entry.running
-        follower = tail.follow(cursor, can_return=True)
+        follower = tail.follow(cursor, can_return=can_return)
         if entry.running:
             self._mirrors[entry.id] = tail
             self._unwatched.add(entry.id)

@@ -74,8 +74,10 @@ class Flusher:
         tails = [tail for tail in tails if not tail.is_kept]
         tails, batches = gather(tails)
         last_ids = [tail.last_id for tail in tails]
+        if not batches:
+            return
         try:
-            lost = self._journal.append(batches) if batches else []
+            lost = self._journal.append(batches)
         except StoreUnavailable as error:
             self._health.note_failure(error)
             for tail in tails:

@@ -15,7 +15,10 @@ class Health:
 
     def note_failure(self, error: StoreUnavailable) -> None:
         if not self.failing:
-            log.error("journal out of order, answers go on from memory", extra={"detail": error.detail})
+            log.error(
+                "journal out of order (STORE_URL): new questions are refused, answers go on from memory",
+                extra={"detail": error.detail},
+            )
         self.failing = True
 
     def note_success(self) -> None:

@@ -104,8 +104,8 @@ end
 return {id, redis.call('HGETALL', turn)}
 """)
 
-# A begin whose reply was lost: nobody will write that turn. It ends, for those whom its key has led to it meanwhile, and
-# frees the key. What has events was begun by a repeat, and stays.
+# A begin whose reply was lost: nobody will write that turn. It ends, for those whom its key has led to it meanwhile,
+# and frees the key. What has events was begun by a repeat, and stays.
 UNDO = script("""
 local turn, key, conversation = KEYS[1], KEYS[2], KEYS[3]
 local id, worker, status, text, retain = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]

@@ -37,8 +37,9 @@ NOBODY = ""  # the caller's name where no one is asked for it
 def stream_llm() -> Response:
     """Asks the gateway and answers with the stream of tokens."""
     relay = Relay.of(current_app)
-    prompt, conversation_id = read_question(relay, read_body(relay))
-    entry, _ = relay.ask(prompt, conversation_id, NOBODY)
+    body = read_body(relay)
+    prompt, conversation_id = read_question(relay, body)
+    entry, _ = relay.ask(prompt, conversation_id, NOBODY, read_key(body))
     return stream_response(relay, entry, relay.turns.follow(entry, 0, can_return=False))
 
 
