@@ -42,7 +42,7 @@ class Process:
     It prints into a pipe: a limit on its files, which stands for a full disk, must not meet its log.
     """
 
-    def __init__(self, command, environment, ready):
+    def __init__(self, command, environment, ready, folder=ROOT):
         self._output = bytearray()
         names = (
             "GENESYS_",
@@ -59,8 +59,8 @@ class Process:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
             command,
-            cwd=ROOT,
-            env=inherited | {"PYTHONUNBUFFERED": "1"} | environment,
+            cwd=folder,
+            env=inherited | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -150,10 +150,13 @@ class Sandbox:
 
 
 class RelayServer:
-    """The server as it runs in production: gunicorn with the project's own configuration."""
+    """The server as it runs in production: gunicorn with the project's own configuration.
+
+    Each has a working folder of its own, as on another machine.
+    """
 
     def __init__(self, sandbox_url, **settings):
-        command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
         self.folder = tempfile.TemporaryDirectory(prefix="relay-test-")
         defaults = {
             "STORE_URL": f"sqlite:///{self.folder.name}/relay.db",
@@ -168,7 +171,7 @@ class RelayServer:
             "GATEWAY_IDLE_TIMEOUT": "2",
             "WEB_CONCURRENCY": "1",
         }
-        self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)")
+        self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)", self.folder.name)
         self.url = self.process.url
         until(self._answers, "GET /healthz")
 
