@@ -192,7 +192,8 @@ class RelayServer:
     @property
     def log(self):
         """All that was logged so far, one dict a line."""
-        return [json.loads(line) for line in self.process.output.splitlines() if line.startswith("{")]
+        whole_lines = self.process.output.rpartition("\n")[0].splitlines()
+        return [json.loads(line) for line in whole_lines if line.startswith("{")]
 
     def logged(self, turn_id, message):
         """The log line of a turn, waited for."""

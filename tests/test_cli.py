@@ -17,7 +17,7 @@ from server import settings as settings_module
 
 from .conftest import ROOT, until
 
-FAST = 5.0  # seconds that stopping may take
+FAST = 8.0  # seconds that stopping may take
 
 
 class Run:
