@@ -1,5 +1,6 @@
 """More than the server should take: it says so, or drops who does not read, and its memory stays bounded."""
 
+import contextlib
 import json
 import re
 import socket
@@ -42,7 +43,6 @@ def test_memory_stays_bounded_with_a_thousand_clients_that_never_read(start_rela
     relay.follow(stream).finish()
     (worker,) = relay.workers
     before, files = private_kb(worker), open_files(worker)
-    clients = [connect_without_reading(relay, stream) for _ in range(NEVER_READING)]
     # Some 20 s of not reading, and they are dropped; until then memory may grow only so far.
     highest = 0
 
@@ -51,11 +51,12 @@ def test_memory_stays_bounded_with_a_thousand_clients_that_never_read(start_rela
         highest = max(highest, private_kb(worker))
         return any("client does not read" in entry["message"] for entry in relay.log)
 
-    until(look, "the first is dropped", patience=60)
-    until(lambda: look() and open_files(worker) <= files + 10, "all are dropped", patience=50)
+    with contextlib.ExitStack() as clients:
+        for _ in range(NEVER_READING):
+            clients.enter_context(connect_without_reading(relay, stream))
+        until(look, "the first is dropped", patience=60)
+        until(lambda: look() and open_files(worker) <= files + 10, "all are dropped", patience=50)
     assert highest - before < NEVER_READING * MOST_PER_CLIENT
-    for client in clients:
-        client.close()
     assert relay.follow(stream).finish().tokens == tokens, "who comes back and reads gets all"
 
 
