@@ -61,9 +61,8 @@ class Turns:
         self._settings = settings
         self._gateway = gateway
         self._journal = journal
-        self._turns: dict[
-            str, Turn
-        ] = {}  # those that run, and those that someone here still reads or that are not kept
+        # Those that run, and those that someone here still reads or that are not kept yet.
+        self._turns: dict[str, Turn] = {}
         self._followers: set[Follower] = set()  # all who read here, until their responses have ended
         self._running = 0
         self._last_start: float | None = None
@@ -156,8 +155,9 @@ class Turns:
         self._followers.discard(follower)
         turn = self._turns.get(follower.turn_id)
         if turn is not None:
-            turn.note_audience(time.monotonic())
-            self._check_grace(turn, time.monotonic())
+            now = time.monotonic()
+            turn.note_audience(now)
+            self._check_grace(turn, now)
 
     def events_of(self, entry: Entry) -> list[Event]:
         """All events up to now. Raises StoreUnavailable."""

@@ -37,23 +37,17 @@ NOBODY = ""  # the caller's name where no one is asked for it
 def stream_llm() -> Response:
     """Asks the gateway and answers with the stream of tokens."""
     relay = Relay.of(current_app)
-    body = read_body(relay)
-    prompt, conversation_id = read_question(relay, body)
-    entry, _ = relay.ask(prompt, conversation_id, NOBODY, read_key(body))
+    entry = ask(relay)
     return stream_response(relay, entry, relay.turns.follow(entry, 0, can_return=False))
 
 
 @routes.post("/streams")
 def begin_stream() -> Response:
     """Asks the gateway and answers with the address to follow the answer at."""
-    relay = Relay.of(current_app)
-    body = read_body(relay)
-    prompt, conversation_id = read_question(relay, body)
-    entry, _ = relay.ask(prompt, conversation_id, NOBODY, read_key(body))
-    response = jsonify(id=entry.id, url=address(entry))
+    entry = ask(Relay.of(current_app))
+    response = uncached(jsonify(id=entry.id, url=address(entry)))
     response.status_code = 201
     response.headers["Location"] = address(entry)
-    response.headers["Cache-Control"] = "no-store"
     return response
 
 
@@ -91,6 +85,14 @@ def list_streams(conversation_id: str) -> Response:
 
 def address(entry: Entry) -> str:
     return f"/streams/{entry.id}"
+
+
+def ask(relay: Relay) -> Entry:
+    """Begins what the request asks for; an Idempotency-Key that came before leads to what it began."""
+    body = read_body(relay)
+    prompt, conversation_id = read_question(relay, body)
+    entry, _ = relay.ask(prompt, conversation_id, NOBODY, read_key(body))
+    return entry
 
 
 def read_question(relay: Relay, body: bytes) -> tuple[Prompt, str | None]:
