@@ -69,6 +69,10 @@ class Settings(BaseSettings):
     retain_seconds: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="how long an answer is kept after its end")
     ] = 3600
+    transcript_retain_seconds: Annotated[
+        float,
+        Field(ge=0, allow_inf_nan=False, description="how long text that the transcript does not have yet is kept"),
+    ] = 86_400
     disconnect_grace: Annotated[
         float,
         Field(

@@ -1,6 +1,7 @@
 """The spine: each turn's events, in order, kept for those who follow it.
 
 memory.py  sqlite.py  redis.py   the engines: see Journal for the contract
+outbox.py                        what the transcript still has to get: see Outbox for the contract
 tail.py                          a turn's last events in this worker, and its followers
 flusher.py                       brings to the engine what the tails have
 courier.py                       what this worker and the others tell each other
@@ -11,13 +12,16 @@ from typing import Literal, NamedTuple, Protocol
 
 from ..errors import Interrupted
 from ..sse import Done, Event, Failure
+from .outbox import Outbox
 
 AHEAD = 10_000  # events that a turn may be ahead of what is kept; bounds what a store out of order makes us hold
 LEASE = 3.0  # seconds that a worker's turns are its own without a word from it
 RENEW_INTERVAL = 0.5  # seconds between two renewals of the lease
 RUNNING = "running"
 
-Wish = Literal["cancel", "watch"]
+# To a turn's writer: end it; someone follows it elsewhere; the transcript follows it elsewhere. To a conversation's
+# holder: one of its turns has begun.
+Wish = Literal["cancel", "watch", "mirror", "deliver"]
 
 
 class Entry(NamedTuple):
@@ -32,6 +36,7 @@ class Entry(NamedTuple):
     last_id: int = 0  # of the last event that is kept
     reach: int = AHEAD  # the highest id that can have been sent to a client
     ended: float | None = None  # seconds since 1970
+    mirrored: bool = False  # whether its text goes into the conversation's transcript
 
     @property
     def running(self) -> bool:
@@ -60,7 +65,7 @@ class News(NamedTuple):
     """What other workers did."""
 
     events: Mapping[str, Sequence[Event]]  # of the turns that were asked for
-    wishes: Sequence[tuple[str, Wish]]  # for turns of this worker
+    wishes: Sequence[tuple[str, Wish]]  # for turns of this worker, and for conversations that it holds
 
 
 class Journal(Protocol):
@@ -75,11 +80,13 @@ class Journal(Protocol):
     """
 
     shared_fate: bool  # whether a store that this worker cannot reach is out of every other worker's reach as well
+    outbox: Outbox
 
     def begin(self, entry: Entry, key: str | None) -> Entry:
         """Makes room for a turn of this worker, durable when it returns.
 
-        With a `key` that the same caller used before, changes nothing and returns that earlier turn's entry.
+        With a `key` that the same caller used before, changes nothing and returns that earlier turn's entry. One that
+        is mirrored goes into its conversation's outbox, and a holder elsewhere gets the wish to deliver.
         """
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
@@ -118,7 +125,10 @@ class Journal(Protocol):
         """Ends the turns of workers whose lease has ended, with what `closing` says. Returns them."""
 
     def purge(self) -> int:
-        """Forgets turns whose time of retention is over, some hundreds at most; returns how many. None that runs."""
+        """Forgets turns whose time of retention is over, some hundreds at most; returns how many.
+
+        None that runs, and none that is in the outbox.
+        """
 
     def close(self) -> None:
         """Gives up the lease. The caller has ended all its turns."""
