@@ -12,7 +12,8 @@ from .journal import Entry
 from .journal.engines import open_journal
 from .prompt import Prompt
 from .settings import Settings, secret_text
-from .transcript.websocket import Transcript
+from .transcript import Transcript
+from .transcript.websocket import Websocket
 from .turn import Turn
 from .turns import Key, Turns
 
@@ -26,12 +27,16 @@ class Relay:
         self.settings = settings
         self.credentials = make_credentials(settings)
         self.gateway = Gateway(settings, self.credentials, connections=2 * settings.max_turns)
+        journal = open_journal(
+            settings.store_url, secrets.token_hex(8), settings.retain_seconds, settings.transcript_retain_seconds
+        )
+        self.turns = Turns(settings, self.gateway, journal)
         self.transcript: Transcript | None = None
         if settings.transcript == "websocket":
             assert self.credentials is not None
-            self.transcript = Transcript(settings, self.credentials, max_links=settings.max_turns)
-        journal = open_journal(settings.store_url, worker=secrets.token_hex(8), retain=settings.retain_seconds)
-        self.turns = Turns(settings, self.gateway, journal)
+            sink = Websocket(settings, self.credentials)
+            self.transcript = Transcript(journal.outbox, self.turns, sink, max_open=settings.max_turns)
+            self.turns.mirror_into(self.transcript)
         self.instances.add(self)
 
     @staticmethod
@@ -50,17 +55,14 @@ class Relay:
         self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None = None
     ) -> tuple[Entry, Turn | None]:
         """Begins a turn and its way into the transcript; raises and returns as `Turns.start`."""
-        entry, turn = self.turns.start(prompt, conversation_id, caller, key)
-        if turn is not None and self.transcript is not None and conversation_id is not None:
-            self.transcript.mirror(conversation_id, turn.tail)
-        return entry, turn
+        return self.turns.start(prompt, conversation_id, caller, key)
 
     @property
     def busy(self) -> bool:
         """Whether a turn runs, or text is still on its way into the journal or the transcript."""
         if self.turns or not self.turns.all_kept:
             return True
-        return self.transcript is not None and not self.transcript.idle.is_set()
+        return self.transcript is not None and self.transcript.busy
 
     def close(self) -> None:
         """Ends what is left: turns with `interrupted`, links with a close frame."""

@@ -66,7 +66,7 @@ class Turn:
         self.began = time.monotonic()
         self.unfollowed_since: float | None = self.began
         self._entry = entry
-        self._watched_until = 0.0
+        self._watched_until = self._mirrored_until = 0.0
         self._wait_for_lease = wait_for_lease
         self._on_events = on_events
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
@@ -94,8 +94,8 @@ class Turn:
 
     @property
     def watched(self) -> bool:
-        """Whether someone follows on another worker."""
-        return time.monotonic() < self._watched_until
+        """Whether someone follows on another worker, be it the transcript, and waits for each flush."""
+        return time.monotonic() < max(self._watched_until, self._mirrored_until)
 
     def start(self, on_end: Callable[["Turn"], None]) -> None:
         self._greenlet = gevent.spawn(self._run, on_end)
@@ -109,6 +109,10 @@ class Turn:
         """Someone follows on another worker."""
         self.unfollowed_since = None
         self._watched_until = time.monotonic() + WATCH_LIFE
+
+    def mirror(self) -> None:
+        """The transcript follows on another worker; it is no audience."""
+        self._mirrored_until = time.monotonic() + WATCH_LIFE
 
     def note_audience(self, now: float) -> None:
         """Notes since when no one follows, here or elsewhere."""

@@ -8,11 +8,12 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import gevent
 from gevent.event import Event as Flag
 
+from .bell import Bell
 from .errors import (
     BadCursor,
     Draining,
@@ -29,6 +30,7 @@ from .journal import Entry, Journal, Wish
 from .journal.courier import Courier
 from .journal.flusher import Flusher
 from .journal.health import Health
+from .journal.outbox import Delivery
 from .journal.tail import Follower, Tail
 from .prompt import Prompt
 from .settings import Settings
@@ -54,6 +56,22 @@ class Key(NamedTuple):
     fingerprint: str  # of the body that came with it
 
 
+class Mirror(Protocol):
+    """What goes along with the turns: the transcript."""
+
+    def loops(self) -> list[Callable[[], None]]:
+        """To be run, each in a greenlet of its own, for ever."""
+
+    def note(self, conversation_id: str) -> None:
+        """A turn of this conversation has begun. Returns at once."""
+
+    def doubt(self) -> None:
+        """This worker's lease had run out."""
+
+    def drain(self) -> None:
+        """This worker stops."""
+
+
 class Turns:
     def __init__(self, settings: Settings, gateway: Gateway, journal: Journal) -> None:
         self.idle = Flag()
@@ -71,7 +89,8 @@ class Turns:
         self._closed = False
         self._health = Health()
         self._flusher = Flusher(journal, self._health, self._lose)
-        self._courier = Courier(journal, self._health, self._take_wish, self._check_owned)
+        self._courier = Courier(journal, self._health, self._take_wish, self._note_gap)
+        self._mirror: Mirror | None = None
         self._greenlets: list[gevent.Greenlet[..., None]] = []
 
     def __len__(self) -> int:
@@ -86,11 +105,16 @@ class Turns:
         """Whether the journal has everything."""
         return self._flusher.is_done
 
+    def mirror_into(self, mirror: Mirror) -> None:
+        """Turns of a conversation are mirrored from now on. To be called before `open`."""
+        self._mirror = mirror
+
     def open(self) -> None:
         """Starts the greenlets; may be repeated."""
         if not self._greenlets:
             courier = self._courier
-            loops = (courier.hold_lease, self._sweep, self._flusher.run, courier.carry, courier.tend)
+            loops = [courier.hold_lease, self._sweep, self._flusher.run, courier.carry, courier.tend]
+            loops += self._mirror.loops() if self._mirror else []
             self._greenlets = [gevent.spawn(run_for_ever, loop) for loop in loops]
 
     def start(
@@ -106,7 +130,14 @@ class Turns:
             raise TooManyTurns(retry_after=2)
         if self._health.failing:
             raise StoreUnavailable(retry_after=2)
-        entry = Entry(secrets.token_urlsafe(16), conversation_id, caller, time.time(), key.fingerprint if key else "")
+        entry = Entry(
+            secrets.token_urlsafe(16),
+            conversation_id,
+            caller,
+            began=time.time(),
+            fingerprint=key.fingerprint if key else "",
+            mirrored=self._mirror is not None and conversation_id is not None,
+        )
         chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout)
         turn = Turn(entry, Tail(entry.id, self._journal), chat, self._courier.wait_for_lease, self._note_events)
         self._running += 1
@@ -126,6 +157,8 @@ class Turns:
         if self._interrupted:
             turn.end_with(Interrupted())
         turn.start(self._note_end)
+        if self._mirror is not None and conversation_id is not None:
+            self._mirror.note(conversation_id)
         return entry, turn
 
     def find(self, turn_id: str) -> Entry:
@@ -145,9 +178,38 @@ class Turns:
         if cursor > entry.reach:
             raise BadCursor
         turn = self._turns.get(entry.id)
-        follower = self._courier.follow(entry, cursor, can_return) if turn is None else turn.follow(cursor, can_return)
+        if turn is None:
+            follower = self._courier.follow(entry, cursor, can_return=can_return)
+        else:
+            follower = turn.follow(cursor, can_return)
         self._followers.add(follower)
         return follower
+
+    def listen(self, turn_id: str, cursor: int, bell: Bell) -> Follower:
+        """Follows a turn, wherever it runs, as no audience. Raises StreamNotFound or StoreUnavailable."""
+        turn = self._turns.get(turn_id)
+        if turn is not None:
+            return turn.tail.follow(cursor, is_audience=False, bell=bell)
+        return self._courier.follow(self.find(turn_id), cursor, is_audience=False, bell=bell)
+
+    def runs_here(self, turn_id: str) -> bool:
+        return turn_id in self._turns and not self._turns[turn_id].ended
+
+    def runs_elsewhere(self, turn_id: str) -> bool:
+        """Whether another worker runs it, for a turn that someone follows here."""
+        return self._courier.mirrors(turn_id)
+
+    def may_send(self) -> bool:
+        """Whether this worker's lease holds for certain."""
+        return self._courier.lease_is_sure
+
+    def may_judge(self) -> bool:
+        """Whether this worker may say of others that their leases do not hold."""
+        return self._courier.may_judge
+
+    def delivery(self, turn_id: str) -> Delivery | None:
+        """How far the turn's text is on its way into the transcript, if it goes there. Raises StoreUnavailable."""
+        return self._journal.outbox.find(turn_id)
 
     def leave(self, follower: Follower) -> None:
         """The follower goes; without any, the turn goes on for DISCONNECT_GRACE."""
@@ -181,6 +243,8 @@ class Turns:
         self._last_start = last_start
         self._dismissing = True
         self._dismiss()
+        if self._mirror is not None:
+            self._mirror.drain()
 
     def interrupt(self) -> None:
         """Ends every turn with `interrupted` and begins no more, because the process is about to go."""
@@ -208,6 +272,11 @@ class Turns:
         elif turn is not None:
             turn.end_with(Lost())
 
+    def _note_gap(self) -> None:
+        if self._mirror is not None:
+            self._mirror.doubt()
+        self._check_owned()
+
     def _check_owned(self) -> None:
         """Ends the turns that another worker has ended while this one said nothing. Raises StoreUnavailable."""
         for turn in list(self._turns.values()):
@@ -216,17 +285,23 @@ class Turns:
                 if entry is not None and not entry.running:
                     turn.end_with(Lost())
 
-    def _take_wish(self, turn_id: str, wish: Wish) -> None:
-        turn = self._turns.get(turn_id)
-        if turn is None:
-            return
-        if wish == "cancel":
+    def _take_wish(self, subject: str, wish: Wish) -> None:
+        turn = self._turns.get(subject)
+        if wish == "deliver" and self._mirror is not None:
+            self._mirror.note(subject)
+        elif wish == "cancel" and turn is not None:
             turn.end_with(Cancelled("asked"))
-        else:
+        elif wish == "watch" and turn is not None:
             turn.watch()
-            turn.tail.is_watched = True
-            if not turn.tail.is_kept:
-                self._flusher.note(turn.tail, at_once=True)
+            self._hurry(turn)
+        elif wish == "mirror" and turn is not None:
+            turn.mirror()
+            self._hurry(turn)
+
+    def _hurry(self, turn: Turn) -> None:
+        turn.tail.is_watched = True
+        if not turn.tail.is_kept:
+            self._flusher.note(turn.tail, at_once=True)
 
     def _note_events(self, turn: Turn) -> None:
         turn.tail.is_watched = turn.watched

@@ -6,12 +6,13 @@ keeps the lease by which this worker's turns are its own, and ends the turns of 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 import gevent
 from gevent.event import Event as Flag
 
+from ..bell import Bell
 from ..errors import StoreUnavailable
 from ..sse import Event
 from . import LEASE, RENEW_INTERVAL, Entry, Journal, Wish
@@ -29,7 +30,10 @@ PURGE_INTERVAL = 10.0  # seconds
 # Seconds that a worker must have held its own lease before it ends the turns of others: when a store has been out of
 # reach, or the clock has jumped, their owners need a moment to say that they live.
 HOLD = 2.0
+MARGIN = 0.5  # seconds before the lease's end in which what only its owner may do is done no more
 WATCH_INTERVAL = 1.0  # seconds between two words to a writer that someone here follows its turn
+WATCH: Wish = "watch"
+MIRROR: Wish = "mirror"
 
 
 class Courier:
@@ -47,20 +51,38 @@ class Courier:
         self._held_since: float | None = None
         self._asked = Flag()  # pulses each time that the lease was asked for
 
-    def follow(self, entry: Entry, cursor: int, can_return: bool) -> Follower:
-        """A follower of a turn that another worker writes, or that has ended."""
+    def follow(
+        self, entry: Entry, cursor: int, is_audience: bool = True, can_return: bool = False, bell: Bell | None = None
+    ) -> Follower:
+        """A follower of a turn that another worker writes, or that has ended; the rest as `Tail.follow`."""
         tail = self._mirrors.get(entry.id)
-        if tail is not None:
-            return tail.follow(cursor, can_return=can_return)
-        tail = Tail(entry.id, self._journal, entry.last_id)
-        tail.ended = not entry.running
-        follower = tail.follow(cursor, can_return=can_return)
-        if entry.running:
+        is_news = entry.running and (tail is None or (is_audience and not tail.audience))
+        if tail is None:
+            tail = Tail(entry.id, self._journal, entry.last_id)
+            tail.ended = not entry.running
+        follower = tail.follow(cursor, is_audience, can_return, bell)
+        if is_news:
             self._mirrors[entry.id] = tail
             self._unwatched.add(entry.id)
             with suppress(StoreUnavailable):  # then `carry` comes round by itself, a little later
                 self._journal.wake()
         return follower
+
+    def mirrors(self, turn_id: str) -> bool:
+        """Whether another worker runs this turn, and someone here follows it."""
+        return turn_id in self._mirrors and not self._mirrors[turn_id].ended
+
+    @property
+    def lease_is_sure(self) -> bool:
+        """Whether no other worker can think that this one's lease has ended."""
+        if time.monotonic() < self._lease_ends - MARGIN:
+            return True
+        return self._health.failing and self._journal.shared_fate
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether this worker may say that others' leases have ended."""
+        return self._held_since is not None and time.monotonic() - self._held_since >= HOLD
 
     def wait_for_lease(self, to_end: bool = False) -> None:
         """Waits, after this process was stopped for a while, until it is known which turns are still its own.
@@ -107,19 +129,18 @@ class Courier:
             gevent.sleep(RENEW_INTERVAL)
             now = time.monotonic()
             with suppress(StoreUnavailable):  # `hold_lease` says so in the log
-                if self._held_since is not None and now - self._held_since >= HOLD:
+                if self.may_judge:
                     self._end_orphans()
                 if now >= next_watch:
                     next_watch = now + WATCH_INTERVAL
                     self._watch()
                 if now >= next_purge:
                     next_purge = now + PURGE_INTERVAL
-                    self._journal.purge()
+                    self._purge()
 
     def _carry_once(self) -> None:
         unwatched, self._unwatched = self._unwatched, set()
-        if unwatched:
-            self._journal.ask(unwatched, "watch")
+        self._ask_for(unwatched & self._mirrors.keys())
         cursors = {turn_id: tail.last_id for turn_id, tail in self._mirrors.items()}
         news = self._journal.news(cursors, NEWS_TIMEOUT)
         for turn_id, events in news.events.items():
@@ -140,7 +161,7 @@ class Courier:
         if not self._mirrors:
             return
         asked = dict(self._mirrors)
-        running = set(self._journal.ask(list(asked), "watch"))
+        running = self._ask_for(asked.keys())
         for turn_id, tail in asked.items():
             if turn_id in running:
                 continue
@@ -149,6 +170,22 @@ class Courier:
             tail.ended = True
             for follower in list(tail.followers):
                 follower.wake()
+
+
+    def _ask_for(self, turn_ids: Collection[str]) -> set[str]:
+        """Tells the writers that someone follows, or the transcript does. Returns the turns that still run."""
+        watched = {turn_id for turn_id in turn_ids if self._mirrors[turn_id].audience}
+        running: set[str] = set()
+        for wanted, wish in ((watched, WATCH), (set(turn_ids) - watched, MIRROR)):
+            if wanted:
+                running |= set(self._journal.ask(wanted, wish))
+        return running
+
+    def _purge(self) -> None:
+        self._journal.purge()
+        for delivery in self._journal.outbox.expire():
+            fields = {"turn": delivery.turn_id, "conversation": delivery.conversation_id, "reason": delivery.reason}
+            log.error("transcript incomplete: the rest was not delivered in time, and is forgotten", extra=fields)
 
 
 def bring(tail: Tail, events: Sequence[Event]) -> None:

@@ -143,6 +143,16 @@ class Follower:
         self._tail = tail
         self._bell = bell
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something to take."""
+        return self._tail.last_id > self.cursor
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes behind what there is."""
+        return self._tail.ended
+
     def take(self) -> list[Event]:
         """What lies behind the cursor; moves the cursor there. Raises StoreUnavailable."""
         events = self._tail.after(self.cursor)

@@ -18,6 +18,6 @@ def healthz() -> tuple[Response, int]:
         "status": "draining" if draining else "ok",
         "worker": os.getpid(),
         "turns": len(relay.turns),
-        "links": relay.transcript.links if relay.transcript is not None else 0,
+        "links": relay.transcript.open if relay.transcript is not None else 0,
     }
     return jsonify(state), 503 if draining else 200

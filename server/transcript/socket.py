@@ -6,6 +6,7 @@ and then a short text are all that is expected of the platform.
 
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from socket import SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
@@ -24,6 +25,7 @@ from ..backoff import MAX_RETRY_AFTER, retry_after
 from ..credentials import CORRELATION
 from ..dial import Way
 from . import handshake
+from .conversation import SinkLost
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for all of it: name, connection, proxy, TLS, answer
 WRITE_TIMEOUT = 20.0  # seconds for one write to a link that does not take it
@@ -53,8 +55,8 @@ CLOSE_CODES = {  # RFC 6455, 7.4.1, and IANA's registry of close codes
 }
 
 
-class LinkLost(Exception):
-    """The link is gone. The text, for the log, holds no address: the token is in it."""
+class LinkLost(SinkLost):
+    """The link is gone."""
 
     def __init__(self, reason: str, retry_after: float = 0.0, status: int = 0) -> None:
         """`retry_after` is in seconds; `status` that of a handshake that was refused."""
@@ -75,8 +77,8 @@ class Frames(frame_buffer):
 class Socket:
     """One greenlet writes and one reads."""
 
-    def __init__(self, url: str, token: str) -> None:
-        """Opens it, within HANDSHAKE_TIMEOUT. Raises LinkLost."""
+    def __init__(self, url: str, token: str, may_send: Callable[[], bool]) -> None:
+        """Opens it, within HANDSHAKE_TIMEOUT. `may_send` is asked before each write. Raises LinkLost."""
         late = LinkLost(f"handshake not done within {HANDSHAKE_TIMEOUT:.0f} s")
         try:
             with gevent.Timeout(HANDSHAKE_TIMEOUT, late):
@@ -86,6 +88,7 @@ class Socket:
         self._socket.settimeout(WRITE_TIMEOUT)
         self._frames = Frames(self._receive, skip_utf8_validation=True)
         self._frames.recv_buffer = [rest]
+        self._may_send = may_send
         self._lock = BoundedSemaphore()
         self._open_writes = 0  # more than 0 after one that broke off: the other end holds half a frame
         self._close_sent = False
@@ -97,7 +100,7 @@ class Socket:
             data = ABNF.create_frame(payload, opcode).format()
             self._open_writes += 1
             with self._lock:
-                self._socket.sendall(data)
+                self._write(data)
             self._open_writes -= 1
         except OSError as error:
             raise LinkLost(f"write failed: {type(error).__name__}") from None
@@ -140,6 +143,17 @@ class Socket:
                     self.next_pong()
         with suppress(OSError):
             self._socket.close()
+
+    def _write(self, data: bytes) -> None:
+        """As `sendall`, but asks each time: the process may have been stopped while the write waited."""
+        deadline = time.monotonic() + WRITE_TIMEOUT
+        rest = memoryview(data)
+        while rest:
+            if not self._may_send():
+                raise LinkLost("this worker is no longer sure to hold the conversation")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            rest = rest[self._socket.send(rest) :]
 
     def _next_frame(self) -> ABNF:
         try:

@@ -1,0 +1,185 @@
+"""A conversation's undelivered turns, in order: what was sent of each, and what has arrived for certain.
+
+Sent is not received: what lies in a kernel's buffer dies with its connection. A sink takes text from here, says when it
+has arrived, and after a loss begins again behind what had.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..bell import Bell
+from ..errors import StreamNotFound
+from ..journal.outbox import Parcel, Receipt
+from ..journal.tail import Follower
+from ..sse import Done, Token
+from .pieces import join
+
+log = logging.getLogger(__name__)
+
+Listen = Callable[[str, int, Bell], Follower]  # turn, cursor, what to ring; raises StreamNotFound or StoreUnavailable
+
+
+class Piece(NamedTuple):
+    """Text of one turn that is sent together, with the ids of its first and last event."""
+
+    text: str
+    turn_id: str
+    first: int
+    last: int
+
+
+class Mark(NamedTuple):
+    """A place in what was sent. When it has arrived, all before it has."""
+
+    delivery: "Delivery"
+    cursor: int
+    at: float  # monotonic seconds
+
+
+class Delivery:
+    """One turn on its way. It follows the turn only while its text is being sent."""
+
+    def __init__(self, parcel: Parcel) -> None:
+        self.turn_id = parcel.turn_id
+        self.confirmed = parcel.cursor  # id of the last event that has arrived for certain
+        self.sent = parcel.cursor  # id of the last event with text that was sent
+        self.sent_all = False
+        self.follower: Follower | None = None
+
+    @property
+    def arrived(self) -> bool:
+        return self.sent_all and self.confirmed >= self.sent
+
+    def rewind(self) -> None:
+        self.sent = self.confirmed
+        self.sent_all = False
+        self.close()
+
+    def close(self) -> None:
+        if self.follower is not None:
+            self.follower.close()
+            self.follower = None
+
+
+class Line:
+    """What one conversation's transcript still has to get."""
+
+    def __init__(self, conversation_id: str, listen: Listen, on_arrival: Callable[["Line", Receipt], None]) -> None:
+        """`on_arrival` is told what has arrived."""
+        self.conversation_id = conversation_id
+        self.bell = Bell()  # rings when there may be more to send
+        self.unconfirmed_since: float | None = None  # monotonic seconds; since when some text is sent and not confirmed
+        self._listen = listen
+        self._on_arrival = on_arrival
+        self._deliveries: deque[Delivery] = deque()
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    @property
+    def turn_ids(self) -> list[str]:
+        return [delivery.turn_id for delivery in self._deliveries]
+
+    def update(self, parcels: Sequence[Parcel]) -> None:
+        """Adds what is new of the conversation's undelivered turns, which are given in order, the oldest first."""
+        known = {delivery.turn_id for delivery in self._deliveries}
+        self._deliveries.extend(Delivery(parcel) for parcel in parcels if parcel.turn_id not in known)
+        self.bell.ring()
+
+    def next_piece(self, max_chars: int, max_bytes: int) -> Piece | None:
+        """The text that comes next: of the first turn that is not sent whole. None while there is none.
+
+        At most `max_chars`, and `max_bytes` as JSON, but never less than one token. May wait for the journal. Raises
+        StoreUnavailable.
+        """
+        for delivery in list(self._deliveries):
+            if delivery.sent_all:
+                continue
+            piece = self._take(delivery, max_chars, max_bytes)
+            if piece is not None or not delivery.sent_all:
+                return piece
+        return None
+
+    def mark(self) -> Mark | None:
+        """The last place in what was sent and is not confirmed."""
+        found = None
+        for delivery in self._deliveries:
+            if delivery.sent > delivery.confirmed:
+                found = delivery
+            elif not delivery.sent_all:
+                break
+        return None if found is None else Mark(found, found.sent, time.monotonic())
+
+    def confirm(self, mark: Mark) -> None:
+        """All up to the mark has arrived."""
+        if mark.delivery not in self._deliveries:
+            return
+        for delivery in self._deliveries:
+            is_last = delivery is mark.delivery
+            delivery.confirmed = mark.cursor if is_last else delivery.sent
+            if not delivery.arrived:
+                self._on_arrival(self, Receipt(delivery.turn_id, delivery.confirmed, whole=False))
+            if is_last:
+                break
+        self.unconfirmed_since = mark.at if self.mark() else None
+        self._let_go_arrived()
+
+    def rewind(self) -> None:
+        """Goes back to what has arrived: what was sent since may be lost."""
+        for delivery in self._deliveries:
+            delivery.rewind()
+        self.unconfirmed_since = None
+
+    def close(self) -> None:
+        for delivery in self._deliveries:
+            delivery.close()
+
+    def _take(self, delivery: Delivery, max_chars: int, max_bytes: int) -> Piece | None:
+        try:
+            follower = self._follow(delivery)
+        except StreamNotFound:
+            self._give_up(delivery)
+            return None
+        # Looked at before `take`, which may wait: what comes in the meantime is not forgotten.
+        is_behind, is_over = follower.is_behind, follower.is_over
+        events = follower.take()
+        tokens = [event for event in events if type(event) is Token]
+        if not tokens:
+            if (events and type(events[-1]) is Done) or (is_over and not is_behind):
+                self._end(delivery)
+            elif not events and is_behind:
+                self._give_up(delivery)
+            return None
+        count = join(tokens, max_chars, max_bytes)
+        delivery.sent = tokens[count - 1].id
+        if count < len(tokens):
+            follower.cursor = delivery.sent
+        elif type(events[-1]) is Done:
+            self._end(delivery)
+        self.unconfirmed_since = self.unconfirmed_since or time.monotonic()
+        text = "".join([token.text for token in tokens[:count]])
+        return Piece(text, delivery.turn_id, tokens[0].id, delivery.sent)
+
+    def _follow(self, delivery: Delivery) -> Follower:
+        if delivery.follower is None:
+            delivery.follower = self._listen(delivery.turn_id, delivery.sent, self.bell)
+        return delivery.follower
+
+    def _end(self, delivery: Delivery) -> None:
+        delivery.sent_all = True
+        delivery.close()
+        self._let_go_arrived()
+
+    def _give_up(self, delivery: Delivery) -> None:
+        fields = {"turn": delivery.turn_id, "conversation": self.conversation_id, "confirmed": delivery.confirmed}
+        log.error("transcript incomplete: the journal has forgotten the rest", extra=fields)
+        self._end(delivery)
+
+    def _let_go_arrived(self) -> None:
+        """Turns whose whole text has arrived, the oldest first: none overtakes another."""
+        while self._deliveries and self._deliveries[0].arrived:
+            delivery = self._deliveries.popleft()
+            self._on_arrival(self, Receipt(delivery.turn_id, delivery.confirmed, whole=True))

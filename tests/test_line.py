@@ -1,0 +1,231 @@
+"""A conversation's line: cursor, loss and takeover, in any order."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from server.errors import StreamNotFound
+from server.journal.outbox import Parcel
+from server.journal.tail import Tail
+from server.sse import Done, Failure, Token
+from server.transcript.line import Line
+
+MAX_CHARS, MAX_BYTES = 12, 1000
+
+
+class World:
+    """The turns of one conversation, the outbox, and what the transcript holds."""
+
+    def __init__(self):
+        self.tails = {}  # by turn, in the order in which they began
+        self.cursors = {}  # by turn, what is stored of those that are not delivered
+        self.arrived = []  # (turn, id of an event): what the transcript holds
+        self.missing = set()  # turns that the journal has forgotten
+
+    def begin(self):
+        turn_id = f"turn-{len(self.tails)}"
+        self.tails[turn_id] = Tail(turn_id, journal=None)
+        self.cursors[turn_id] = 0
+        return turn_id
+
+    def say(self, turn_id, count, end=False):
+        tail = self.tails[turn_id]
+        events = [Token(tail.last_id + 1 + n, f"{tail.last_id + 1 + n},") for n in range(count)]
+        if end:
+            last = tail.last_id + count
+            events += [Failure(last + 1, "No.", "no"), Done(last + 2, "failed")]
+        if events:
+            tail.append(events)
+
+    def parcels(self):
+        return [Parcel(turn_id, cursor) for turn_id, cursor in self.cursors.items()]
+
+    def listen(self, turn_id, cursor, bell):
+        if turn_id in self.missing:
+            raise StreamNotFound
+        return self.tails[turn_id].follow(cursor, is_audience=False, bell=bell)
+
+    def note(self, line, receipt):
+        self.cursors[receipt.turn_id] = max(self.cursors[receipt.turn_id], receipt.cursor)
+        if receipt.whole:
+            del self.cursors[receipt.turn_id]
+
+    def line(self):
+        line = Line("c", self.listen, self.note)
+        line.update(self.parcels())
+        return line
+
+
+def text_of(piece):
+    return [int(number) for number in piece.text.split(",")[:-1]]
+
+
+class Lines(RuleBasedStateMachine):
+    """A holder after the other; the one that is there sends, hears pongs, and is lost."""
+
+    def __init__(self):
+        super().__init__()
+        self.world = World()
+        self.line = self.world.line()
+        self.flight = []  # (turn, id) that were sent on this link and not yet received
+        self.pings = []  # (how much of the flight lies before it, mark)
+        self.confirmed = {}  # by turn, the last id that a pong has told the holder of
+
+    @rule()
+    def begin(self):
+        self.world.begin()
+        self.line.update(self.world.parcels())
+
+    @precondition(lambda self: self.world.tails)
+    @rule(data=st.data(), count=st.integers(0, 6), end=st.booleans())
+    def say(self, data, count, end):
+        running = [turn_id for turn_id, tail in self.world.tails.items() if not tail.ended]
+        if running:
+            self.world.say(data.draw(st.sampled_from(running)), count, end)
+
+    @rule()
+    def send(self):
+        piece = self.line.next_piece(MAX_CHARS, MAX_BYTES)
+        if piece is not None:
+            ids = text_of(piece)
+            assert ids == list(range(piece.first, piece.last + 1)), "nothing is left out of a message"
+            assert len(piece.text) <= MAX_CHARS or len(ids) == 1
+            self.flight += [(piece.turn_id, number) for number in ids]
+
+    @rule()
+    def ping(self):
+        mark = self.line.mark()
+        if mark is not None and not self.pings:
+            self.pings.append((len(self.flight), mark))
+
+    @precondition(lambda self: self.pings)
+    @rule()
+    def pong(self):
+        before, mark = self.pings.pop()
+        for turn_id, number in self.flight[:before]:
+            self.confirmed[turn_id] = number
+        self.world.arrived += self.flight[:before]
+        self.flight = self.flight[before:]
+        self.line.confirm(mark)
+
+    @rule(share=st.floats(0, 1))
+    def lose_the_link(self, share):
+        """Some of what was sent has come through, and nobody knows."""
+        self.world.arrived += self.flight[: round(share * len(self.flight))]
+        self.flight, self.pings = [], []
+        self.line.rewind()
+
+    @rule(share=st.floats(0, 1), stale=st.booleans())
+    def lose_the_holder(self, share, stale):
+        """Another takes over, with the cursors that are stored."""
+        self.lose_the_link(share)
+        self.line.close()
+        self.line = self.world.line()
+
+    @rule(data=st.data())
+    def hear_of_the_same_again(self, data):
+        parcels = self.world.parcels()
+        self.line.update(parcels[: data.draw(st.integers(0, len(parcels)))])
+
+    @invariant()
+    def all_is_there_in_order(self):
+        check(self.world.arrived)
+
+    def teardown(self):
+        for turn_id, tail in self.world.tails.items():
+            if not tail.ended:
+                self.world.say(turn_id, 1, end=True)
+        for _ in range(1000):
+            self.send()
+            self.ping()
+            if self.pings:
+                self.pong()
+        assert not self.line
+        assert not self.world.cursors, "all is delivered"
+        check(self.world.arrived)
+        for turn_id, tail in self.world.tails.items():
+            tokens = [event.id for event in tail.after(0) if type(event) is Token]
+            assert sorted({number for turn, number in self.world.arrived if turn == turn_id}) == tokens
+            assert not tail.followers, "nobody follows what is delivered"
+
+
+def check(arrived):
+    """Each turn's events come in order, without a hole; going back repeats, and later turns do not come between."""
+    last = {}
+    order = []
+    for turn_id, number in arrived:
+        assert number <= last.get(turn_id, 0) + 1, "no hole"
+        last[turn_id] = max(number, last.get(turn_id, 0))
+        if turn_id not in order:
+            assert all(int(turn_id[5:]) > int(earlier[5:]) for earlier in order), "in the order in which they began"
+            order.append(turn_id)
+
+
+def test_whatever_happens_all_text_arrives_in_order():
+    run_state_machine_as_test(
+        Lines,
+        settings=settings(
+            max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_what_was_confirmed_is_not_sent_again():
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, 5)
+    line = world.line()
+    assert text_of(line.next_piece(100, 1000)) == [1, 2, 3, 4, 5]
+    mark = line.mark()
+    world.say(turn_id, 2)
+    assert text_of(line.next_piece(100, 1000)) == [6, 7]
+    line.confirm(mark)
+    line.rewind()
+    assert text_of(line.next_piece(100, 1000)) == [6, 7]
+    assert world.cursors == {turn_id: 5}
+
+
+def test_a_later_turn_waits_for_the_end_of_an_earlier_one():
+    world = World()
+    first, second = world.begin(), world.begin()
+    world.say(second, 3, end=True)
+    line = world.line()
+    assert line.next_piece(100, 1000) is None
+    world.say(first, 1, end=True)
+    assert line.next_piece(100, 1000).turn_id == first
+    assert line.next_piece(100, 1000).turn_id == second
+
+
+def test_only_the_turn_that_is_being_sent_is_followed():
+    world = World()
+    turns = [world.begin() for _ in range(20)]
+    for turn_id in turns:
+        world.say(turn_id, 1)
+    line = world.line()
+    line.next_piece(100, 1000)
+    assert [len(tail.followers) for tail in world.tails.values()] == [1] + [0] * 19
+    line.rewind()
+    assert not world.tails[turns[0]].followers, "what waits for a lost link costs nothing but its name"
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_turn_without_text_is_delivered_by_its_end(missing):
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, 0, end=True)
+    world.missing = {turn_id} if missing else set()
+    line = world.line()
+    assert line.next_piece(100, 1000) is None
+    assert not world.cursors
+
+
+def test_a_turn_that_the_journal_has_forgotten_is_named_and_does_not_block_those_after_it(caplog):
+    world = World()
+    gone, next_one = world.begin(), world.begin()
+    world.missing = {gone}
+    world.say(next_one, 1, end=True)
+    line = world.line()
+    assert line.next_piece(100, 1000).turn_id == next_one
+    (record,) = caplog.records
+    assert (record.turn, record.confirmed) == (gone, 0)
