@@ -1,6 +1,7 @@
 """What the transcript holds: every message of every conversation, and who watches."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class Conversation:
     open_links: set[int] = field(default_factory=set)
     most_at_once: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    pongs: dict[int, list[float]] = field(default_factory=dict)  # of all links; when each answered pings
 
     def add(self, message: Message) -> None:
         self.messages.append(message)
@@ -41,6 +43,7 @@ class Conversation:
             "text": "".join(message.text for message in self.messages),
             "messages": [message.shown() for message in self.messages],
             "links": self.count_links(),
+            "pongs": {link: self.pongs[link] for link in self.links if link in self.pongs},
         }
 
     def count_links(self) -> dict[str, int]:
@@ -50,10 +53,14 @@ class Conversation:
 class Conversations:
     def __init__(self) -> None:
         self._all: dict[str, Conversation] = {}
+        self._pongs: dict[int, list[float]] = {}
 
     def get(self, conversation_id: str) -> Conversation:
         """The conversation; one that is not known yet is empty."""
-        return self._all.setdefault(conversation_id, Conversation(conversation_id))
+        return self._all.setdefault(conversation_id, Conversation(conversation_id, pongs=self._pongs))
+
+    def note_pong(self, link: int) -> None:
+        self._pongs.setdefault(link, []).append(time.time())
 
     def link_closed(self, link: int) -> None:
         for conversation in self._all.values():

@@ -98,6 +98,9 @@ class Transcript:
     def count_ping(self) -> None:
         self._calls.transcript_figures["pings"] += 1
 
+    def note_pong(self, number: int) -> None:
+        self._conversations.note_pong(number)
+
     def count_close(self, code: int) -> None:
         self._calls.close_frame(code)
 
@@ -140,6 +143,7 @@ class Session:
             self._transcript.count_ping()
             if self._fault != "no_pongs":
                 await self._link.pong(message.data)
+                self._transcript.note_pong(self._number)
         elif message.type is WSMsgType.TEXT:
             try:
                 self._transcript.keep(message.data, self._number)

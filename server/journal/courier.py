@@ -171,7 +171,6 @@ class Courier:
             for follower in list(tail.followers):
                 follower.wake()
 
-
     def _ask_for(self, turn_ids: Collection[str]) -> set[str]:
         """Tells the writers that someone follows, or the transcript does. Returns the turns that still run."""
         watched = {turn_id for turn_id in turn_ids if self._mirrors[turn_id].audience}

@@ -153,14 +153,13 @@ class Line:
             elif not events and is_behind:
                 self._give_up(delivery)
             return None
-        count = join(tokens, max_chars, max_bytes)
+        text, count = join(tokens, max_chars, max_bytes)
         delivery.sent = tokens[count - 1].id
         if count < len(tokens):
             follower.cursor = delivery.sent
         elif type(events[-1]) is Done:
             self._end(delivery)
         self.unconfirmed_since = self.unconfirmed_since or time.monotonic()
-        text = "".join([token.text for token in tokens[:count]])
         return Piece(text, delivery.turn_id, tokens[0].id, delivery.sent)
 
     def _follow(self, delivery: Delivery) -> Follower:

@@ -1,0 +1,77 @@
+"""What a transcript must be, whatever broke on the way: the judge of all tests that break it.
+
+Tokens are told apart by their text, "q2.17 " for the third question's eighteenth. The sandbox says of each message which
+link brought it, when, and when that link answered pings.
+"""
+
+from itertools import pairwise
+
+# Seconds between two pongs of a link after which the holder has certainly stored what the first of them confirmed: the
+# second is sent only after the first has come, and its own cursor is stored meanwhile.
+STORED = 1.5
+
+
+def tokens_of(question, count):
+    return [f"q{question}.{number} " for number in range(count)]
+
+
+def parsed(text):
+    """(question, number) of each token."""
+    return [tuple(int(part) for part in token[1:].split(".")) for token in text.split()]
+
+
+def arrivals(conversation):
+    """(question, number, message) for each token in the order of arrival."""
+    return [(*token, message) for message in conversation["messages"] for token in parsed(message["text"])]
+
+
+def faults_of(conversation, texts):
+    """What is wrong with a conversation of the sandbox; `texts` are the journal's, in the order of the questions.
+
+    Empty when its transcript is all of them in order, with repeats only where a link was lost and only of what no pong
+    had confirmed.
+    """
+    faults = [*missing(conversation, texts), *disorder(conversation), *needless_repeats(conversation)]
+    return faults + overlaps(conversation)
+
+
+def missing(conversation, texts):
+    arrived = {(question, number) for question, number, _ in arrivals(conversation)}
+    kept = {token for text in texts for token in parsed(text)}
+    return [f"missing: {sorted(kept - arrived)[:5]}"] if kept - arrived else []
+
+
+def disorder(conversation):
+    """Each token is the one behind the last, the first of a later question, or one that comes again on a new link."""
+    faults = []
+    last, last_message = None, None
+    for question, number, message in arrivals(conversation):
+        is_next = last is None or (question, number) == (last[0], last[1] + 1) or (question > last[0] and number == 0)
+        goes_back = last is not None and (question, number) <= last
+        if not is_next and not (goes_back and message.get("link") != last_message.get("link")):
+            faults.append(f"({question}, {number}) after {last}")
+        last, last_message = (question, number), message
+    return faults[:5]
+
+
+def needless_repeats(conversation):
+    """Tokens that came again although the holder had long known that they had arrived."""
+    pongs = {int(link): times for link, times in conversation["pongs"].items()}
+    known, faults = set(), []
+    for question, number, message in arrivals(conversation):
+        if (question, number) in known:
+            faults.append(f"({question}, {number}) came again")
+        later = [at for at in pongs.get(message.get("link"), []) if at >= message["at"]]
+        if later and later[-1] - later[0] >= STORED:
+            known.add((question, number))
+    return faults[:5]
+
+
+def overlaps(conversation):
+    """Links that brought text at the same time."""
+    spans = {}
+    for message in conversation["messages"]:
+        first, _ = spans.get(message.get("link"), (message["at"], 0))
+        spans[message.get("link")] = (first, message["at"])
+    ordered = sorted(spans.items(), key=lambda item: item[1])
+    return [f"links {a} and {b} at once" for (a, one), (b, two) in pairwise(ordered) if one[1] > two[0]]
