@@ -57,9 +57,9 @@ class Settings(BaseSettings):
     gateway_system_prompt: str | None = Field(None, description="goes before each conversation")
 
     transcript: Literal["websocket", "off"] = Field("websocket", description="how the transcript gets the text")
-    transcript_interval_ms: Annotated[int, Field(ge=0, description="least time between two messages")] = 0
+    transcript_interval_ms: Annotated[int, Field(ge=0, le=10_000, description="least time between two messages")] = 0
     transcript_max_chars: Annotated[int, Field(ge=100, description="of text in one message")] = 8000
-    # What stands around the text can take a thousand bytes: a conversation's id is up to 200 characters of any alphabet.
+    # What stands around the text can take a thousand bytes: a conversation's id is up to 200 characters of any kind.
     transcript_max_bytes: Annotated[int, Field(ge=2048, description="of a whole message, as JSON")] = 65_536
     transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
 

@@ -160,9 +160,7 @@ def report(fleet, seed):
         found, faults = run(fleet, seed)
     except AssertionError as error:
         found, faults = {"": [str(error)]}, []
-    names = ", ".join(
-        f"{kind} {fault[0] if isinstance(fault, tuple) else fault or ''}".strip() for kind, fault in faults
-    )
+    names = ", ".join(f"{kind} {fault[0] if isinstance(fault, tuple) else fault}" for kind, fault in faults)
     print(f"seed {seed}: {'VIOLATED' if found else 'ok'} in {time.monotonic() - begin:.1f} s ({names})", flush=True)
     for name, faults_found in found.items():
         print(f"    {name}: {'; '.join(faults_found)}", flush=True)

@@ -1,7 +1,7 @@
 """What a transcript must be, whatever broke on the way: the judge of all tests that break it.
 
-Tokens are told apart by their text, "q2.17 " for the third question's eighteenth. The sandbox says of each message which
-link brought it, when, and when that link answered pings.
+Tokens are told apart by their text, "q2.17 " for the third question's eighteenth. The sandbox says of each message
+which link brought it and when, and of each link when it answered pings.
 """
 
 from itertools import pairwise
