@@ -4,8 +4,6 @@ import contextlib
 import os
 import resource
 import signal
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 

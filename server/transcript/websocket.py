@@ -6,6 +6,7 @@ and 5.5.3). After a loss the text goes on from the last pong: nothing is missing
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import gevent
@@ -15,9 +16,10 @@ from websocket import ABNF
 from ..credentials import Credentials
 from ..errors import StoreUnavailable
 from ..settings import Settings
+from ..sse import Token
 from .conversation import Conversation, describe
 from .line import Mark, Piece
-from .pieces import split
+from .pieces import join, split
 from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 
 log = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ class Link:
     def _send_next(self) -> bool:
         """Whether something was sent, so that there may be more. Raises LinkLost."""
         try:
-            piece = self._line.next_piece(self._max_chars, self._max_bytes)
+            piece = self._line.next_piece(self._join)
         except StoreUnavailable:
             log.debug("transcript waits for the store", extra={"conversation": self._conversation.id})
             gevent.sleep(STORE_WAIT)
@@ -126,6 +128,10 @@ class Link:
         if piece is not None:
             self._send_piece(piece)
         return piece is not None
+
+    def _join(self, tokens: Sequence[Token], final: bool) -> tuple[str, int]:
+        """Each token at once; what waits goes together."""
+        return join(tokens, self._max_chars, self._max_bytes)
 
     def _send_piece(self, piece: Piece) -> None:
         message = {"conversationId": self._conversation.id, "type": "message", "text": piece.text, "role": "agent"}
