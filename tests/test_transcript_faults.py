@@ -207,7 +207,7 @@ def test_what_a_stopping_worker_could_not_send_is_named(start_relay, sandbox, pr
     assert relay.process.process.wait(20) == 0
     assert time.monotonic() - begin < 10
     (line,) = lines(relay, conversation, "left to the next worker")
-    assert line["turns"] == [result.id]
+    assert line["turns"] == result.id
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Transcript:
         """Ends all at once; what has not arrived stays in the outbox, for whoever comes next."""
         for held in self._open.values():
             if held.line:
-                fields = {"conversation": held.id, "turns": held.line.turn_ids}
+                fields = {"conversation": held.id, "turns": " ".join(held.line.turn_ids)}
                 log.warning("transcript not delivered yet, left to the next worker", extra=fields)
         gevent.joinall([gevent.spawn(held.stop) for held in list(self._open.values())], timeout=STOP_TIMEOUT)
         try:
@@ -169,7 +169,8 @@ class Transcript:
             conversation.resting = False
             conversation.line.update(fresh)
         elif fresh:
-            self._make_room()
+            if len(self._open) >= self._max_open:
+                self._make_room()
             line = Line(conversation_id, self._place.listen, self._note_arrival)
             line.update(fresh)
             self._open[conversation_id] = conversation = Conversation(line, self._sink, self._place.may_send)
@@ -187,9 +188,7 @@ class Transcript:
             self._open[conversation_id].lose()
 
     def _make_room(self) -> None:
-        """Closes what is open without need; then leaves to the store what cannot get through."""
-        if len(self._open) < self._max_open:
-            return
+        """Closes what is open without need, the least recently used first, or leaves what cannot get through."""
         unused = [held for held in self._open.values() if not held.line and not held.resting]
         if unused:
             min(unused, key=lambda held: held.active_at).rest()
@@ -221,6 +220,8 @@ class Transcript:
         while True:
             gevent.sleep(TICK)
             now = time.monotonic()
+            if len(self._open) > self._max_open:
+                self._make_room()
             may_send = self._place.may_send()
             for conversation in list(self._open.values()):
                 if not may_send:

@@ -88,7 +88,7 @@ class Link:
         code = GOING_AWAY
         try:
             self._send_all()
-            code = NORMAL
+            code = GOING_AWAY if self._conversation.leaving else NORMAL
         except Exception:
             self._socket.break_off()
             raise
