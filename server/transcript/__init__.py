@@ -110,6 +110,7 @@ class Transcript:
 
     def _sync(self) -> None:
         """Tells and asks the outbox. One greenlet, so that a claim never misses a receipt that was on its way."""
+        self._bell.ring()  # this loop may have broken, and is run again
         while True:
             self._bell.wait()
             try:
@@ -128,7 +129,7 @@ class Transcript:
             return
         try:
             lost = self._outbox.confirm([receipt for _, receipt in receipts.values()])
-        except StoreUnavailable:
+        except Exception:
             self._receipts = receipts | self._receipts
             raise
         for turn_id in lost:
