@@ -75,7 +75,6 @@ def main():
     url, conversation = sys.argv[1:]
     settings = Settings(genesys_base_url=url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret")
     journal = MemoryJournal("worker", 60, 60)
-    journal.renew()
     journal.begin(Entry("turn", conversation, "", time.time(), mirrored=True), None)
     journal.append([Batch("turn", EVENTS)])
     sink = Websocket(settings, make_credentials(settings))
@@ -84,6 +83,7 @@ def main():
         gevent.spawn(for_ever, loop)
     with gevent.Timeout(20, AssertionError("the text has not arrived")):
         while journal.outbox.find("turn").state != "delivered":
+            journal.renew()
             gevent.sleep(0.05)
     transcript.close()
 
