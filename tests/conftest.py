@@ -129,6 +129,9 @@ class Sandbox:
     def fault(self, at, fault, **fields):
         self._post("faults", at=at, fault=fault, **fields)
 
+    def forget_faults(self):
+        assert requests.delete(f"{self.url}/sandbox/faults", timeout=10).ok
+
     def expire_tokens(self):
         self._post("expire-tokens")
 
