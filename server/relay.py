@@ -28,26 +28,18 @@ class Relay:
         self.credentials = make_credentials(settings)
         self.gateway = Gateway(settings, self.credentials, connections=2 * settings.max_turns)
         journal = open_journal(
-            settings.store_url, secrets.token_hex(8), settings.retain_seconds, settings.transcript_retain_seconds
-        )
-        self.turns = Turns(settings, self.gateway, journal)
-        self.transcript: Transcript | None = None
-        if settings.transcript == "websocket":
-            assert self.credentials is not None
-<<<<<<< HEAD
-            sink = Websocket(settings, self.credentials)
-            self.transcript = Transcript(journal.outbox, self.turns, sink, max_open=settings.max_turns)
-            self.turns.mirror_into(self.transcript)
-=======
-            self.transcript = Transcript(settings, self.credentials, max_links=settings.max_turns)
-        journal = open_journal(
             settings.store_url,
             worker=secrets.token_hex(8),
             retain=settings.retain_seconds,
             retain_undelivered=settings.transcript_retain_seconds,
         )
         self.turns = Turns(settings, self.gateway, journal)
->>>>>>> engines
+        self.transcript: Transcript | None = None
+        if settings.transcript == "websocket":
+            assert self.credentials is not None
+            sink = Websocket(settings, self.credentials)
+            self.transcript = Transcript(journal.outbox, self.turns, sink, max_open=settings.max_turns)
+            self.turns.mirror_into(self.transcript)
         self.instances.add(self)
 
     @staticmethod
