@@ -58,6 +58,9 @@ class Settings(BaseSettings):
 
     transcript: Literal["websocket", "off"] = Field("websocket", description="how the transcript gets the text")
     transcript_interval_ms: Annotated[int, Field(ge=0, description="least time between two messages")] = 0
+    transcript_max_chars: Annotated[int, Field(ge=100, description="of text in one message")] = 8000
+    # What stands around the text can take 1,000 bytes: a conversation's id is up to 200 characters of any script.
+    transcript_max_bytes: Annotated[int, Field(ge=2048, description="of a whole message, as JSON")] = 65_536
     transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
 
     store_url: str = Field(
