@@ -30,7 +30,12 @@ class Relay:
         if settings.transcript == "websocket":
             assert self.credentials is not None
             self.transcript = Transcript(settings, self.credentials, max_links=settings.max_turns)
-        journal = open_journal(settings.store_url, worker=secrets.token_hex(8), retain=settings.retain_seconds)
+        journal = open_journal(
+            settings.store_url,
+            worker=secrets.token_hex(8),
+            retain=settings.retain_seconds,
+            retain_undelivered=settings.transcript_retain_seconds,
+        )
         self.turns = Turns(settings, self.gateway, journal)
         self.instances.add(self)
 

@@ -449,7 +449,7 @@ def test_errors_tell_the_kind_and_nothing_else():
     """The URL holds a password."""
     from server.journal.redis import RedisJournal  # noqa: PLC0415
 
-    journal = RedisJournal("redis://:hunter2@127.0.0.1:1/0", "ann", RETAIN)
+    journal = RedisJournal("redis://:hunter2@127.0.0.1:1/0", "ann", RETAIN, RETAIN)
     with pytest.raises(StoreUnavailable) as raised:
         journal.renew()
     assert raised.value.detail == "ConnectionError"
@@ -459,7 +459,7 @@ def test_errors_tell_the_kind_and_nothing_else():
 def test_who_could_not_renew_its_own_lease_judges_no_one(tmp_path):
     """A transaction that waited for a lock finds every lease over, those of the living too."""
     now = [1_800_000_000.0]
-    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, lambda: now[0]) for name in ("ann", "bob"))
+    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, 60, lambda: now[0]) for name in ("ann", "bob"))
     turn = begun(ann)
     ann.renew()
     bob.renew()
@@ -474,7 +474,7 @@ def test_who_could_not_renew_its_own_lease_judges_no_one(tmp_path):
 
 def test_a_lease_of_a_clock_that_was_set_back_is_over(tmp_path):
     now = [1_800_000_000.0]
-    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, lambda: now[0]) for name in ("ann", "bob"))
+    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, 60, lambda: now[0]) for name in ("ann", "bob"))
     turn = begun(ann)
     ann.renew()
     now[0] -= 3600

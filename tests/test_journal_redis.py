@@ -179,7 +179,7 @@ def test_a_beginning_that_is_repeated_is_one_turn(ann):
 
 
 def test_leases_end_in_real_time(server):
-    ann, bob = RedisJournal(server.url, "ann", RETAIN), RedisJournal(server.url, "bob", RETAIN)
+    ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
     turn = bob.begin(entry(), None)
     bob.renew()
     began = time.monotonic()
@@ -193,7 +193,7 @@ def test_leases_end_in_real_time(server):
 
 
 def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):
-    journal = RedisJournal(server.url, "short", retain=0.3)
+    journal = RedisJournal(server.url, "short", retain=0.3, retain_undelivered=0)
     journal.renew()
     turn = journal.begin(entry(), "key")
     journal.append([batch(turn, 1, 2, Done(3, "complete"))])
@@ -241,13 +241,15 @@ def test_all_keys_lie_in_one_slot_and_none_that_stays_for_ever_belongs_to_an_end
 
 def test_user_password_and_database_of_the_url_are_honoured(server, ann):
     server.client.acl_setuser("relay", enabled=True, passwords=["+hunter2"], keys=["{relay}:*"], categories=["+@all"])
-    journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + "?password=hunter2&db=3", "own", RETAIN)
+    journal = RedisJournal(
+        server.url.replace("unix://", "unix://relay@") + "?password=hunter2&db=3", "own", RETAIN, RETAIN
+    )
     turn = entry()
     assert journal.begin(turn, None) == turn
     assert ann.find(turn.id) is None, "it is in another database"
     journal.close()
     for wrong in ("?password=wrong", "?db=99"):
-        journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + wrong, "own", RETAIN)
+        journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + wrong, "own", RETAIN, RETAIN)
         with pytest.raises(StoreUnavailable) as raised:
             journal.renew()
         assert raised.value.detail in {"AuthenticationError", "ResponseError"}
