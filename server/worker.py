@@ -27,6 +27,7 @@ MAX_FILES = 65_536  # descriptors; where the system sets no limit at all
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's own drain waits for HTTP handlers alone; turns without a client, and links, would die with it."""
 
+    slot: int  # see metrics_folder.take_slot
     _stopped_at: float | None = None
     _quick = False
 

@@ -158,8 +158,10 @@ class RelayServer:
     Each has a working folder of its own, as on another machine.
     """
 
+    app = ()  # in place of the relay alone
+
     def __init__(self, sandbox_url, **settings):
-        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *self.app]
         self.folder = tempfile.TemporaryDirectory(prefix="relay-test-")
         defaults = {
             "STORE_URL": f"sqlite:///{self.folder.name}/relay.db",

@@ -147,6 +147,7 @@ def shown(relay: Relay, entry: Entry) -> Response:
         "last_event_id": last.id if last else 0,
         "began": entry.began,
         "ended": entry.ended,
+        "transcript": delivery_of(relay, entry),
     }
     if isinstance(last, Done):
         state |= {"finish_reason": last.finish_reason, "usage": last.usage}
@@ -154,6 +155,15 @@ def shown(relay: Relay, entry: Entry) -> Response:
         if isinstance(event, Failure):
             state |= {"error": event.error, "code": event.code}
     return uncached(jsonify(state))
+
+
+def delivery_of(relay: Relay, entry: Entry) -> dict[str, Any] | None:
+    """How far the text is on its way into the transcript; None for one that does not go there."""
+    delivery = relay.turns.delivery(entry.id)
+    if delivery is None:
+        return None
+    state = {"state": delivery.state, "cursor": delivery.cursor}
+    return state if delivery.reason is None else state | {"reason": delivery.reason}
 
 
 def uncached(response: Response) -> Response:
