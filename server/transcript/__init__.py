@@ -15,6 +15,7 @@ from typing import Protocol
 
 import gevent
 
+from .. import metrics
 from ..bell import Bell
 from ..errors import StoreUnavailable
 from ..journal.outbox import WINDOW, Outbox, Parcel, Receipt
@@ -146,6 +147,7 @@ class Transcript:
         for conversation_id, reason in list(self._refused.items()):
             turns = self._outbox.park(conversation_id, reason)
             del self._refused[conversation_id]
+            metrics.transcript_turns_parked.inc(len(turns))
             for turn_id in turns:
                 fields = {"turn": turn_id, "conversation": conversation_id, "detail": reason}
                 log.error("transcript parked: `relay transcript retry` once the cause is gone", extra=fields)
@@ -201,6 +203,7 @@ class Transcript:
     def _note_arrival(self, line: Line, receipt: Receipt) -> None:
         conversation = self._open[line.conversation_id]
         self._receipts[receipt.turn_id] = conversation, receipt
+        metrics.transcript_turns_delivered.inc(receipt.whole)
         if receipt.whole and len(line) < WINDOW // 2:
             self._noted.add(conversation.id)  # the store may have more than it gave at once
         self._bell.ring()
@@ -224,6 +227,7 @@ class Transcript:
             if len(self._open) > self._max_open:
                 self._make_room()
             may_send = self._place.may_send()
+            metrics.transcript_lag.set(max((held.lag for held in self._open.values()), default=0.0))
             for conversation in list(self._open.values()):
                 if not may_send:
                     self._again.add(conversation.id)

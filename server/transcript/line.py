@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .. import metrics
 from ..bell import Bell
 from ..errors import StreamNotFound
 from ..journal.outbox import Parcel, Receipt
@@ -179,6 +180,7 @@ class Line:
 
     def _give_up(self, delivery: Delivery) -> None:
         fields = {"turn": delivery.turn_id, "conversation": self.conversation_id, "confirmed": delivery.confirmed}
+        metrics.transcript_turns_expired.inc()
         log.error("transcript incomplete: the journal has forgotten the rest", extra=fields)
         self._end(delivery)
 

@@ -13,6 +13,7 @@ import gevent
 import orjson
 from websocket import ABNF
 
+from .. import metrics
 from ..credentials import Credentials
 from ..errors import StoreUnavailable
 from ..settings import Settings
@@ -84,6 +85,7 @@ class Link:
         """Sends what comes until the link has idled long enough. Raises LinkLost."""
         self._conversation.on_break = self._break_off
         self._conversation.active_at = time.monotonic()
+        metrics.transcript_links.inc()
         reader = gevent.spawn(self._read)
         code = GOING_AWAY
         try:
@@ -94,6 +96,7 @@ class Link:
             raise
         finally:
             self._conversation.on_break = None
+            metrics.transcript_links.dec()
             reader.kill()  # the closing handshake is read here
             self._socket.close(code)
             self._line.rewind()
@@ -137,12 +140,13 @@ class Link:
         message = {"conversationId": self._conversation.id, "type": "message", "text": piece.text, "role": "agent"}
         if self._has_ids:
             message["id"] = f"{piece.turn_id}:{piece.first}-{piece.last}"
-        if piece.first != piece.last:
+        # Tokens that were joined are within the limits; one alone may be too long.
+        texts = split(piece.text, self._max_chars, self._max_bytes) if piece.first == piece.last else [piece.text]
+        for text in texts:
+            message["text"] = text
             self._socket.send(orjson.dumps(message), ABNF.OPCODE_TEXT)
-        else:
-            for text in split(piece.text, self._max_chars, self._max_bytes):
-                message["text"] = text
-                self._socket.send(orjson.dumps(message), ABNF.OPCODE_TEXT)
+        metrics.transcript_messages.inc(len(texts))
+        metrics.transcript_characters.inc(len(piece.text))
         self._conversation.active_at = time.monotonic()
 
     def _ping_if_due(self) -> None:
@@ -150,7 +154,7 @@ class Link:
         now = time.monotonic()
         if self._ping is not None:
             if now - self._pinged_at >= PONG_TIMEOUT:
-                raise LinkLost(f"no pong within {PONG_TIMEOUT:.0f} s")
+                raise LinkLost(f"no pong within {PONG_TIMEOUT:.0f} s", "silent")
             self._conversation.wake_at = self._pinged_at + PONG_TIMEOUT
             return
         mark = self._line.mark()
