@@ -129,6 +129,10 @@ class Sandbox:
     def fault(self, at, fault, **fields):
         self._post("faults", at=at, fault=fault, **fields)
 
+    def limit_rate(self, requests, seconds):
+        """How many platform requests are served in so many seconds."""
+        self._post("rate-limit", requests=requests, seconds=seconds)
+
     def expire_tokens(self):
         self._post("expire-tokens")
 
