@@ -149,6 +149,16 @@ class Sandbox:
     def conversation(self, conversation_id):
         return requests.get(f"{self.url}/sandbox/conversations/{conversation_id}", timeout=10).json()
 
+    def listed_conversations(self):
+        return requests.get(f"{self.url}/sandbox/conversations", timeout=10).json()
+
+    def known_faults(self, place):
+        return requests.get(f"{self.url}/sandbox/faults", timeout=10).json()["known"][place]
+
+    def tokens(self):
+        """Every access token that was issued."""
+        return requests.get(f"{self.url}/sandbox/tokens", timeout=10).json()
+
     def text_of(self, conversation_id):
         return self.conversation(conversation_id)["text"]
 

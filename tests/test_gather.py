@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 from server.transcript.gather import Piece, gather, size, split
 
 LIMIT = 2000
-WORDS = st.sampled_from(
-    ["Hello", " you", ".", "!", " ", "\n", "3", ".14", " e", ".g", "。", "」", "👋", "\ud83d", "x" * 9]
-)
-TEXTS = st.one_of(WORDS, st.text(max_size=8))
+WORDS = st.sampled_from(["Hello", " you", ".", "!", " ", "\n", "3", ".14", " e", ".g", "。", "」", "👋", "x" * 9])
+TEXTS = st.one_of(WORDS, st.text(st.characters(codec="utf-8"), max_size=8))
 ANSWERS = st.lists(TEXTS.filter(bool), max_size=40).map(lambda texts: list(enumerate(texts, start=5)))
 
 
@@ -101,7 +99,7 @@ def test_what_is_too_long_is_cut_at_the_best_place(texts, expected):
 
 
 def test_an_emoji_counts_as_two():
-    assert size("a👋") == 3 and size("\ud83d") == 1
+    assert size("a👋") == 3
     assert gathered("👋👋", "👋", "👋", limit=6) == "👋👋👋"
 
 
@@ -139,7 +137,7 @@ def test_more_text_never_takes_back_what_may_leave(tokens):
     assert lengths == sorted(lengths)
 
 
-@given(TEXTS | st.text(), st.integers(2, 30))
+@given(TEXTS | st.text(st.characters(codec="utf-8")), st.integers(2, 30))
 def test_a_long_text_is_split_without_loss(text, limit):
     parts = list(split(text, limit))
     assert "".join(parts) == text

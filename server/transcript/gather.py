@@ -80,7 +80,7 @@ def split(text: str, limit: int) -> Iterator[str]:
 
 def size(text: str) -> int:
     """Characters as the platform counts them: UTF-16 units, of which an emoji has two."""
-    return len(text.encode("utf-16-le", "surrogatepass")) // 2
+    return len(text.encode("utf-16-le")) // 2
 
 
 def count_of(tokens: Sequence[tuple[int, str]], fitting: int, is_full: bool) -> int:
