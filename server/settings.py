@@ -15,12 +15,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .errors import BadRequest
 from .prompt import MAX_CONVERSATION_ID, read_conversation_id
+from .regions import api_of, login_of, region_of
 
 WEB = ("http", "https")
 WEBSOCKET = ("ws", "wss")
 REDIS = ("redis", "rediss")
 LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")  # RFC 1123, 2.1
+MAX_MESSAGE_CHARS = 2_000  # that the platform API takes in one message
 USER_INFO = re.compile(r"^(.*?://(?:[^:@/]*:)?)?.*@", re.DOTALL)
 
 
@@ -41,9 +43,16 @@ class Settings(BaseSettings):
     default_conversation_id: str | None = Field(None, description="for requests that name no conversation")
 
     genesys_base_url: str = Field("", description="https://{host of GENESYS_ENV}")
-    genesys_oauth_url: str = Field("", description="{base}/oauth/token")
+    genesys_oauth_url: str = Field(
+        "",
+        description="{base}/oauth/token; with TRANSCRIPT=platform in a region of Genesys Cloud "
+        "https://login.{region}/oauth/token",
+    )
     genesys_gateway_url: str = Field("", description="{base}/api/v2/ai/llm/gateway/chat")
     genesys_transcript_url: str = Field("", description="ws(s)://{base host}/v2/conversations/websockets")
+    genesys_api_url: str = Field(
+        "", description="of the platform: https://api.{region} of a base in a region, else {base}"
+    )
 
     oauth_scope: str = Field("ai:llm:gateway conversation:write websocket:subscribe", description="separated by spaces")
     gateway_api_key: SecretStr | None = Field(None, description="a static bearer for the gateway, in place of OAuth")
@@ -56,9 +65,24 @@ class Settings(BaseSettings):
     gateway_max_retries: Annotated[int, Field(ge=1, le=20, description="tries in all")] = 3
     gateway_system_prompt: str | None = Field(None, description="goes before each conversation")
 
-    transcript: Literal["websocket", "off"] = Field("websocket", description="how the transcript gets the text")
-    transcript_interval_ms: Annotated[int, Field(ge=0, description="least time between two messages")] = 0
-    transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
+    transcript: Literal["websocket", "platform", "off"] = Field(
+        "websocket", description="how the transcript gets the text: by its own socket, or by the public platform API"
+    )
+    transcript_interval_ms: Annotated[int, Field(ge=0, description="websocket: least time between two messages")] = 0
+    transcript_message_id: bool = Field(
+        False, description='websocket: adds "id": "{turn}:{first}-{last}" to each message'
+    )
+    transcript_message_chars: Annotated[
+        int,
+        Field(ge=100, le=MAX_MESSAGE_CHARS, description="platform: the most in one message; an SMS never has over 765"),
+    ] = MAX_MESSAGE_CHARS
+    transcript_requests_per_minute: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="platform: of all workers of this machine; Genesys Cloud allows an OAuth client 300 in all",
+        ),
+    ] = 240
 
     store_url: str = Field(
         "sqlite:///var/relay.db",
@@ -106,6 +130,9 @@ class Settings(BaseSettings):
             host += ".mypurecloud.com"
         base = str(given.get("genesys_base_url", f"https://{host}")).rstrip("/")
         derived: dict[str, object] = {**places(base)}
+        region = region_of(base)
+        if region and given.get("transcript") == "platform":
+            derived["genesys_oauth_url"] = login_of(region)
         if given.get("store_url") == "memory://":
             derived["web_concurrency"] = 1
         return derived | given | {"genesys_base_url": base}
@@ -139,7 +166,7 @@ class Settings(BaseSettings):
         except BadRequest:
             raise ValueError(f"must be 1 to {MAX_CONVERSATION_ID} printable characters") from None
 
-    @field_validator("genesys_base_url", "genesys_oauth_url", "genesys_gateway_url", "sandbox_url")
+    @field_validator("genesys_base_url", "genesys_oauth_url", "genesys_gateway_url", "genesys_api_url", "sandbox_url")
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         return value if value is None else check_address(value, WEB)
@@ -182,9 +209,18 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_a_request_for_each_worker(self) -> Self:
+        if self.transcript == "platform" and self.transcript_requests_per_minute < self.web_concurrency:
+            raise SettingsError(
+                f"TRANSCRIPT_REQUESTS_PER_MINUTE={self.transcript_requests_per_minute} cannot be right: each of the "
+                f"{self.web_concurrency} workers needs one at least; set more, or a lower WEB_CONCURRENCY"
+            )
+        return self
+
     @property
     def needs_oauth(self) -> bool:
-        return self.gateway_api_key is None or self.transcript == "websocket"
+        return self.gateway_api_key is None or self.transcript != "off"
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -245,6 +281,7 @@ def places(base: str) -> dict[str, str]:
         "genesys_oauth_url": f"{base}/oauth/token",
         "genesys_gateway_url": f"{base}/api/v2/ai/llm/gateway/chat",
         "genesys_transcript_url": f"{'wss' if scheme.lower() == 'https' else 'ws'}://{rest}/v2/conversations/websockets",
+        "genesys_api_url": api_of(base),
     }
 
 

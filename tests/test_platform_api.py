@@ -7,8 +7,9 @@ import pytest
 
 from server.credentials import TRIES, Credentials
 from server.journal.outbox import MAX_REASON
+from server.settings import MAX_MESSAGE_CHARS
 from server.transcript import api as api_module
-from server.transcript.api import MAX_CHARS, CannotSucceed, Communication, PlatformApi, TryAgain, read_communication
+from server.transcript.api import CannotSucceed, Communication, PlatformApi, TryAgain, read_communication
 
 SCOPE = "ai:llm:gateway conversation:write websocket:subscribe"
 TEXT = "Grüße, the parcel is on its way. 👋"
@@ -269,13 +270,16 @@ CUSTOMER = ("customer", leg(id="k0"))
 @pytest.mark.parametrize(
     ("conversation", "expected"),
     [
-        (conversation_of(CUSTOMER, ("agent", leg())), Communication("k1", MAX_CHARS)),
-        (conversation_of(CUSTOMER, ("user", leg())), Communication("k1", MAX_CHARS)),
+        (conversation_of(CUSTOMER, ("agent", leg())), Communication("k1", MAX_MESSAGE_CHARS)),
+        (conversation_of(CUSTOMER, ("user", leg())), Communication("k1", MAX_MESSAGE_CHARS)),
         (conversation_of(CUSTOMER, ("agent", leg(type="sms"))), Communication("k1", 765)),
-        (conversation_of(CUSTOMER, ("agent", leg(type=["sms"]))), Communication("k1", MAX_CHARS)),
-        (conversation_of(("agent", leg()), ("agent", leg(id="k2"))), Communication("k2", MAX_CHARS)),
-        (conversation_of(("agent", leg()), ("agent", leg("disconnected", "k2"))), Communication("k1", MAX_CHARS)),
-        (conversation_of(("agent", leg()), ("agent", leg("alerting", "k2"))), Communication("k1", MAX_CHARS)),
+        (conversation_of(CUSTOMER, ("agent", leg(type=["sms"]))), Communication("k1", MAX_MESSAGE_CHARS)),
+        (conversation_of(("agent", leg()), ("agent", leg(id="k2"))), Communication("k2", MAX_MESSAGE_CHARS)),
+        (
+            conversation_of(("agent", leg()), ("agent", leg("disconnected", "k2"))),
+            Communication("k1", MAX_MESSAGE_CHARS),
+        ),
+        (conversation_of(("agent", leg()), ("agent", leg("alerting", "k2"))), Communication("k1", MAX_MESSAGE_CHARS)),
     ],
 )
 def test_the_newest_agent_who_is_connected_speaks(conversation, expected):

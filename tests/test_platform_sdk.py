@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from server.regions import REGIONS
+
 
 @pytest.fixture(scope="module")
 def sdk(tmp_path_factory):
@@ -54,6 +56,10 @@ def refusal(sdk, call, *arguments):
 def unread(model):
     """The fields of a model that the answer did not fill."""
     return {name for name, value in model.to_dict().items() if value is None}
+
+
+def test_the_regions_are_those_that_it_knows(sdk):
+    assert {f"https://api.{region}" for region in REGIONS} == {host.value for host in sdk.PureCloudRegionHosts}
 
 
 def test_it_obtains_a_token_by_http_basic(client, sandbox):

@@ -25,14 +25,14 @@ from urllib3.exceptions import HTTPError
 from ..backoff import retry_after
 from ..credentials import CORRELATION, Credentials
 from ..errors import CredentialsError
+from ..settings import MAX_MESSAGE_CHARS
 
 TIMEOUT = (5.0, 15.0)  # seconds to connect, and between two bytes of the answer
 WHOLE_TIMEOUT = 30.0  # seconds for one request, the wait for a free connection included
 CONNECTIONS = 16  # kept by a worker; four requests a second are enough for the rate limit
 MAX_ANSWER = 4 * 1024 * 1024  # bytes; a conversation of an hour has some hundred thousand
 TYPING_DURATION = 5.0  # seconds that a typing event is shown
-MAX_CHARS = 2_000  # of one message, as the API's definition of AdditionalMessage says
-MAX_CHARS_BY_TYPE = {"sms": 765}
+MAX_CHARS_BY_TYPE = {"sms": 765}  # of one message, as the API's definition of AdditionalMessage says; others take more
 AGENTS = ("agent", "user")  # purposes of participants in whose name text can be posted
 CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of an error, and of a correlation id; anything else may quote us
 PATHS_ALONE = ("", ".", "..")  # as an id they would lead to another address
@@ -236,7 +236,7 @@ def read_communication(conversation: dict[str, Any]) -> Communication:
         raise CannotSucceed("No agent has the conversation, and text can be posted only in the name of one")
     for leg in reversed(agents):
         if leg.get("state") == "connected" and isinstance(leg.get("id"), str) and leg["id"] not in PATHS_ALONE:
-            return Communication(leg["id"], MAX_CHARS_BY_TYPE.get(str(leg.get("type")), MAX_CHARS))
+            return Communication(leg["id"], MAX_CHARS_BY_TYPE.get(str(leg.get("type")), MAX_MESSAGE_CHARS))
     raise TryAgain("The agent has not taken the conversation yet")
 
 
