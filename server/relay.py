@@ -13,6 +13,8 @@ from .journal.engines import open_journal
 from .prompt import Prompt
 from .settings import Settings, secret_text
 from .transcript import Transcript
+from .transcript.conversation import Sink
+from .transcript.platform import Platform
 from .transcript.websocket import Websocket
 from .turn import Turn
 from .turns import Key, Turns
@@ -34,11 +36,10 @@ class Relay:
             retain_undelivered=settings.transcript_retain_seconds,
         )
         self.turns = Turns(settings, self.gateway, journal)
+        self.sink = make_sink(settings, self.credentials)
         self.transcript: Transcript | None = None
-        if settings.transcript == "websocket":
-            assert self.credentials is not None
-            sink = Websocket(settings, self.credentials)
-            self.transcript = Transcript(journal.outbox, self.turns, sink, max_open=settings.max_turns)
+        if self.sink is not None:
+            self.transcript = Transcript(journal.outbox, self.turns, self.sink, max_open=settings.max_turns)
             self.turns.mirror_into(self.transcript)
         self.instances.add(self)
 
@@ -74,6 +75,8 @@ class Relay:
         if self.transcript is not None:
             self.transcript.close()
         self.turns.close()
+        if self.sink is not None:
+            self.sink.close()
         self.gateway.close()
         if self.credentials is not None:
             self.credentials.close()
@@ -88,3 +91,11 @@ def make_credentials(settings: Settings) -> Credentials | None:
         secret_text(settings.oauth_client_secret),
         settings.oauth_scope,
     )
+
+
+def make_sink(settings: Settings, credentials: Credentials | None) -> Sink | None:
+    """The way into the transcript, if there is to be one. Raises SettingsError for a proxy that cannot be used."""
+    if settings.transcript == "off":
+        return None
+    assert credentials is not None
+    return Websocket(settings, credentials) if settings.transcript == "websocket" else Platform(settings, credentials)

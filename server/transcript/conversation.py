@@ -18,6 +18,8 @@ from .line import Line
 log = logging.getLogger(__name__)
 
 HEAD_START = 0.005  # seconds that the first connection leaves to the question: it would delay a quick first token
+IDLE = 60.0  # seconds without text after which it is given up, and its link closed
+STORE_WAIT = 0.5  # seconds until a store that could not be read is asked again
 LEAVE_TIMEOUT = 2.0  # seconds to hear of what was sent when another worker is to take over
 
 
@@ -43,6 +45,9 @@ class Sink(Protocol):
 
         Raises SinkLost or Refused, or is killed; nothing that it has sent may arrive after that.
         """
+
+    def close(self) -> None:
+        """Lets go of what all conversations share."""
 
 
 class Conversation:
@@ -82,6 +87,16 @@ class Conversation:
         """Seconds that the oldest unconfirmed text has waited."""
         since = self.failing_since if self.line else None
         return time.monotonic() - min(self.line.unconfirmed_since or time.monotonic(), since or time.monotonic())
+
+    @property
+    def idle_at(self) -> float:
+        """When it has idled for long enough, in monotonic seconds."""
+        return self.active_at + IDLE
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, and nothing has for long, or may be waited for."""
+        return not self.line and (self.resting or time.monotonic() >= self.idle_at)
 
     def rest(self) -> None:
         """Ends it unless something comes before that."""
