@@ -55,7 +55,7 @@ class CountingRelay(RelayServer):
 
 @pytest.fixture
 def counting(sandbox):
-    relay = CountingRelay(sandbox.url, WEB_CONCURRENCY="2")
+    relay = CountingRelay(sandbox.url, WEB_CONCURRENCY="2", TRANSCRIPT="off")  # which measures by itself
     until(lambda: len(relay.workers) == 2, "both workers")
     yield relay
     relay.stop()
