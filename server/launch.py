@@ -116,8 +116,6 @@ def sandbox_settings(address: str) -> dict[str, str]:
         "SANDBOX_URL": address,
         "OAUTH_CLIENT_ID": os.environ.get("SANDBOX_CLIENT_ID", "sandbox-client"),
         "OAUTH_CLIENT_SECRET": os.environ.get("SANDBOX_CLIENT_SECRET", "sandbox-secret"),
-        # One worker has one link for each conversation: the page's transcript is then exact, whoever asks.
-        "WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", "1"),
     }
 
 

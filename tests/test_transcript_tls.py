@@ -36,11 +36,14 @@ def tls_in_front_of(url, certificate):
     target = urlsplit(url).hostname, urlsplit(url).port
 
     def serve(client):
-        with contextlib.suppress(OSError), context.wrap_socket(client, server_side=True) as inside:
-            with socket.create_connection(target) as server:
-                other = {inside: server, server: inside}  # one thread: OpenSSL does not take two at a time
-                while all(pass_on(source, other[source]) for source in select.select([*other], [], [])[0]):
-                    pass
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(client, server_side=True) as inside,
+            socket.create_connection(target) as server,
+        ):
+            other = {inside: server, server: inside}  # one thread: OpenSSL does not take two at a time
+            while all(pass_on(source, other[source]) for source in select.select([*other], [], [])[0]):
+                pass
 
     def pass_on(source, sink):
         data = source.recv(65536)

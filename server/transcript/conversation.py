@@ -53,8 +53,11 @@ class Sink(Protocol):
 class Conversation:
     """A greenlet; what others want of it they say by its methods."""
 
-    def __init__(self, line: Line, sink: Sink, may_send: Callable[[], bool]) -> None:
-        """`may_send` tells whether this worker is the conversation's holder for certain."""
+    def __init__(
+        self, line: Line, sink: Sink, may_send: Callable[[], bool], pause: Callable[[Flag, float], object] = Flag.wait
+    ) -> None:
+        """`may_send` tells whether this worker is the conversation's holder for certain; `pause` waits for a flag, or
+        so many seconds."""
         self.id = line.conversation_id
         self.line = line
         self.bell: Bell = line.bell
@@ -68,6 +71,7 @@ class Conversation:
         self.refusal = ""  # why its text cannot be delivered
         self.on_break: Callable[[], None] | None = None  # the sink's, to break off what is under way
         self._sink = sink
+        self._pause = pause
         self._leave_by = 0.0
         self._failures = 0
         self._hurry = Flag()
@@ -148,7 +152,7 @@ class Conversation:
         metrics.transcript_retries[cause_of(error)].inc()
         fields = {"conversation": self.id, "detail": describe(error), "wait": round(wait, 2)}
         log.warning("transcript link lost, trying again", extra=fields | {"attempt": self._failures})
-        self._hurry.wait(wait)
+        self._pause(self._hurry, wait)
 
 
 def cause_of(error: Exception) -> metrics.RetryCause:
