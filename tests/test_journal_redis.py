@@ -9,11 +9,12 @@ import redis
 
 from server.errors import StoreUnavailable
 from server.journal import AHEAD, LEASE, RENEW_INTERVAL, closing
+from server.journal.outbox import Delivery, Parcel, Receipt
 from server.journal.redis import RedisJournal
 from server.sse import Done
 
 from .conftest import until
-from .stores import RETAIN, STRETCH, RedisServer, RedisStore, batch, entry, tokens
+from .stores import RETAIN, RETAIN_UNDELIVERED, STRETCH, RedisServer, RedisStore, batch, entry, tokens
 
 
 @pytest.fixture
@@ -54,6 +55,15 @@ def calls(journal, turn):
         lambda: journal.ask([turn.id], "cancel"),
         journal.renew,
         journal.interrupt_orphans,
+        lambda: journal.outbox.claim(["c"]),
+        lambda: journal.outbox.release(["c"]),
+        lambda: journal.outbox.unheld(10),
+        lambda: journal.outbox.confirm([Receipt(turn.id, 1, False)]),
+        lambda: journal.outbox.park("c", "refused"),
+        journal.outbox.retry,
+        lambda: journal.outbox.find(turn.id),
+        lambda: journal.outbox.undelivered(10),
+        journal.outbox.expire,
     ]
 
 
@@ -131,6 +141,30 @@ def test_a_full_server_refuses_and_loses_nothing(server, ann, bob):
     assert not ann.append([batch(turn, 3, 4)])
 
 
+def test_a_full_server_still_takes_what_makes_room(server, store, ann, bob):
+    turn, more = ann.begin(entry(mirrored=True), None), ann.begin(entry("more", mirrored=True), None)
+    ann.append([batch(turn, 1, 2, Done(3, "complete")), batch(more, 1, 2, Done(3, "complete"))])
+    bob.outbox.claim(["c"])
+    server.client.config_set("maxmemory", 1)
+    for call in (
+        lambda: ann.begin(entry(mirrored=True), None),
+        lambda: ann.outbox.claim(["more"]),
+        lambda: bob.outbox.confirm([Receipt(turn.id, 2, False)]),
+        lambda: bob.outbox.park("c", "refused"),
+    ):
+        with pytest.raises(StoreUnavailable):
+            call()
+    assert not bob.news({}, 0).wishes
+    assert list(bob.outbox.unheld(10)) == ["more"]
+    assert [delivery.cursor for delivery in bob.outbox.undelivered(10)] == [0, 0]
+    assert not bob.outbox.confirm([Receipt(turn.id, 3, True)])
+    assert bob.outbox.find(turn.id) == Delivery(turn.id, "c", "delivered", 3, None)
+    store.forward(RETAIN_UNDELIVERED + RENEW_INTERVAL)
+    assert ann.outbox.expire() == [Delivery(more.id, "more", "pending", 0, None)]
+    assert not server.client.exists(f"{{relay}}:turn:{more.id}", f"{{relay}}:events:{more.id}")
+    server.client.config_set("maxmemory", 0)
+
+
 def test_a_primary_that_became_a_replica_is_left(server, ann):
     turn = ann.begin(entry(), None)
     server.client.replicaof("127.0.0.1", 1)
@@ -158,7 +192,7 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     """Nobody would ever write that turn, and its key would lead to it."""
     ann.begin(entry(conversation="before"), None)
     server.process.send_signal(signal.SIGSTOP)
-    lost = entry()
+    lost = entry(mirrored=True)
     with pytest.raises(StoreUnavailable):
         ann.begin(lost, "key")
     server.process.send_signal(signal.SIGCONT)
@@ -166,14 +200,32 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     assert ann.renew()
     assert ann.find(lost.id).status == "interrupted", "for whoever has been led to it meanwhile"
     assert ann.turns_of("c", 10) == []
+    assert ann.outbox.find(lost.id) is None
+    assert not ann.outbox.undelivered(10)
+    assert not ann.outbox.unheld(10)
+    assert ann.outbox.claim(["c"]) == {"c": []}
+    assert 0 < server.client.pttl(f"{{relay}}:turn:{lost.id}") <= RETAIN * STRETCH * 1000
     turn = entry()
     assert bob.begin(turn, "key") == turn
 
 
+def test_what_waited_before_a_beginning_that_is_undone_still_waits(server, ann):
+    earlier = ann.begin(entry(mirrored=True), None)
+    server.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(StoreUnavailable):
+        ann.begin(entry(mirrored=True), None)
+    server.process.send_signal(signal.SIGCONT)
+    until(lambda: len(ann.outbox.undelivered(10)) == 2, "the deed after the lost reply")
+    ann.renew()
+    assert list(ann.outbox.unheld(10)) == ["c"]
+    assert ann.outbox.claim(["c"]) == {"c": [Parcel(earlier.id, 0)]}
+
+
 def test_a_beginning_that_is_repeated_is_one_turn(ann):
-    turn = entry()
+    turn = entry(mirrored=True)
     ann.begin(turn, "key")
-    assert ann.begin(turn, "key") == turn
+    assert ann.begin(turn, "key") == ann.begin(turn, None) == turn
+    assert ann.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
     ann.append([batch(turn, 1, 1)])
     assert ann.begin(turn, None) == turn._replace(last_id=1, reach=1 + AHEAD)
 
@@ -215,7 +267,7 @@ def test_a_cluster_takes_all_scripts():
         until(lambda: "ok" in server.client.execute_command("CLUSTER INFO").values())
         store = RedisStore(server)
         ann, bob = store.worker("ann"), store.worker("bob")
-        turn = ann.begin(entry(), "key")
+        turn = ann.begin(entry(mirrored=True), "key")
         assert bob.begin(entry(), "key") == turn
         assert not ann.append([batch(turn, 1, 2)])
         assert list(bob.ask([turn.id], "cancel")) == [turn.id]
@@ -223,16 +275,34 @@ def test_a_cluster_takes_all_scripts():
         store.outlive_lease(bob)
         assert list(bob.interrupt_orphans()) == [turn.id]
         assert [found.status for found in bob.turns_of("c", 10)] == ["interrupted"]
+        assert list(bob.outbox.unheld(10)) == ["c"]
+        assert bob.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
+        assert list(bob.outbox.park("c", "refused")) == list(bob.outbox.retry()) == [turn.id]
+        bob.outbox.claim(["c"])
+        bob.outbox.release(["c"])
+        bob.outbox.claim(["c"])
+        assert not bob.outbox.confirm([Receipt(turn.id, 2, False)])
+        assert bob.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 2, None)
+        store.live_on(RETAIN_UNDELIVERED + RENEW_INTERVAL, bob)
+        assert bob.outbox.undelivered(10) == bob.outbox.expire() == [Delivery(turn.id, "c", "pending", 2, None)]
         store.close()
     finally:
         server.remove()
 
 
 def test_all_keys_lie_in_one_slot_and_none_that_stays_for_ever_belongs_to_an_ended_turn(server, ann, bob):
+    other = ann.begin(entry("other", mirrored=True), None)
+    bob.outbox.claim(["other"])
+    bob.outbox.park("other", "refused")
+    bob.outbox.retry("other")
+    bob.outbox.claim(["other"])
     turn = ann.begin(entry(), "key")
     bob.ask([turn.id], "watch")
     running = set(server.client.keys())
-    ann.append([batch(turn, 1, 2, Done(3, "complete"))])
+    bob.outbox.confirm([Receipt(other.id, 3, True)])
+    bob.outbox.release(["other"])
+    bob.close()
+    ann.append([batch(turn, 1, 2, Done(3, "complete")), batch(other, 1, 2, Done(3, "complete"))])
     keys = set(server.client.keys())
     assert {redis.cluster.key_slot(key.encode()) for key in keys | running} == {redis.cluster.key_slot(b"{relay}")}
     assert {key for key in keys if server.client.pttl(key) < 0} == {"{relay}:workers"}
@@ -264,8 +334,12 @@ def test_who_finds_all_connections_busy_waits(server, store, ann):
 
 
 def test_what_another_hand_deleted_stops_nobody(server, store, ann, bob):
-    gone, turn = ann.begin(entry(), None), ann.begin(entry(), None)
+    gone, turn = ann.begin(entry(mirrored=True), None), ann.begin(entry(mirrored=True), None)
     server.client.delete(f"{{relay}}:turn:{gone.id}")
+    assert [delivery.turn_id for delivery in bob.outbox.undelivered(10)] == [turn.id]
+    assert bob.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
+    assert not bob.outbox.confirm([Receipt(gone.id, 1, True)])
+    assert server.client.zrange("{relay}:outbox", 0, -1) == [turn.id]
     store.outlive_lease(bob)
     assert list(bob.interrupt_orphans()) == [turn.id]
     assert server.client.smembers("{relay}:workers") == set()

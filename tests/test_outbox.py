@@ -1,11 +1,19 @@
 """The outbox's contract, held by each engine; see `Outbox`."""
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from server.journal import LEASE, RENEW_INTERVAL
+from server.journal.memory import MemoryJournal
 from server.journal.outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
+from server.journal.redis import RedisJournal
+from server.journal.sqlite import DEAD_WORKER, SqliteJournal
+from server.journal.sqlite_file import SCHEMA, prepare
 from server.sse import Done
 
+from .conftest import until
 from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisServer, RedisStore, SqliteStore, batch, entry, tokens
 
 
@@ -621,3 +629,178 @@ class TestRetention:
         assert len(told) == len(turns)
         assert set(told) == turns
         assert not ann.outbox.undelivered(10)
+
+
+class TestMemory:
+    """Bounded memory wins: what is delivered goes first, then the rest, and that is told."""
+
+    def test_what_is_delivered_is_forgotten_first(self):
+        journal = MemoryJournal("ann", RETAIN, RETAIN_UNDELIVERED, max_bytes=2000)
+        journal.renew()
+        oldest, delivered, newest = ended(journal), ended(journal), begun(journal)
+        claimed(journal)
+        journal.outbox.confirm([whole(delivered)])
+        journal.append([batch(newest, 1, 11)])
+        assert journal.find(delivered.id) is None
+        assert journal.find(oldest.id)
+        assert not journal.outbox.expire()
+        assert claimed(journal) == parcels(oldest, newest)
+
+    def test_then_what_is_not(self):
+        journal = MemoryJournal("ann", RETAIN, RETAIN_UNDELIVERED, max_bytes=2000)
+        journal.renew()
+        oldest, delivered, newest = ended(journal), ended(journal), begun(journal)
+        claimed(journal)
+        journal.outbox.confirm([whole(delivered), Receipt(oldest.id, 1, False)])
+        journal.append([batch(newest, 1, 30)])
+        assert journal.find(delivered.id) is journal.find(oldest.id) is None
+        assert journal.outbox.expire() == [Delivery(oldest.id, "c", "pending", 1, None)]
+        assert not journal.outbox.expire()
+        assert journal.find(newest.id), "it runs"
+        assert claimed(journal) == parcels(newest)
+
+
+class TestSqlite:
+    @pytest.fixture
+    def now(self):
+        return [1_800_000_000.0]
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / "relay.db"
+
+    @pytest.fixture
+    def ann(self, path, now):
+        journal = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        journal.renew()
+        yield journal
+        journal.close()
+
+    @pytest.fixture
+    def bob(self, path, now):
+        journal = SqliteJournal(path, "bob", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        journal.renew()
+        yield journal
+        journal.close()
+
+    @pytest.mark.parametrize("prepared", [True, False], ids=["by the master", "by a worker"])
+    def test_a_file_of_the_first_version_is_brought_up_to_date(self, path, now, prepared):
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA[0]}; PRAGMA user_version = 1")
+            for name, status, end in (("old", "complete", now[0]), ("running", "running", None)):
+                row = (name, f"key of {name}", now[0], end, status)
+                connection.execute("INSERT INTO turns VALUES (?, 'c', 'alice', ?, '', 'ann', ?, ?, ?, 2, 10002)", row)
+                connection.execute("INSERT INTO batches VALUES (?, 2, 1, ?)", (name, '["t1 ","t2 "]'))
+            connection.execute("INSERT INTO workers VALUES ('ann', ?)", (now[0] + LEASE,))
+        if prepared:
+            prepare(path)
+        ann = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        assert ann.renew(), "who lives on notices nothing"
+        old, running = ann.find("old"), ann.find("running")
+        assert (old.status, old.ended, old.mirrored) == ("complete", now[0], False)
+        assert ann.read("old", 0, 10) == ann.read("running", 0, 10) == tokens(1, 2)
+        assert ann.outbox.find("old") is None
+        assert ann.begin(entry(mirrored=True), "key of old") == old
+        assert not ann.append([batch(running, 3, 3, Done(4, "complete"))])
+        turn = begun(ann)
+        assert claimed(ann) == parcels(turn)
+        now[0] += RETAIN
+        assert ann.purge() == 2
+        assert ann.find("old") is ann.find("running") is None
+        assert ann.find(turn.id) == turn
+        ann.close()
+
+    def test_who_could_not_renew_its_own_lease_takes_nothing_from_others(self, now, ann, bob):
+        """A transaction that waited for a lock finds every lease over, those of the living too."""
+        turn = begun(ann)
+        claimed(ann)
+        now[0] += 1.5
+        bob.renew()
+        now[0] += LEASE - 1.0
+        assert claimed(bob) is None
+        bob.renew()
+        assert claimed(bob) == parcels(turn)
+
+    def test_a_holder_of_a_clock_that_was_set_back_holds_nothing(self, now, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        now[0] -= 3600
+        bob.renew()
+        assert list(bob.outbox.unheld(10)) == ["c"]
+        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id]
+        assert ann.outbox.claim(["c"]) == {}
+        begun(bob)
+        assert not wishes(ann)
+        assert len(claimed(bob)) == 2
+
+    def test_nothing_stays_of_workers_that_died_long_ago(self, path, now, ann, bob):
+        claimed(ann)
+        claimed(ann, "empty")
+        begun(bob)
+        now[0] += LEASE + DEAD_WORKER + RENEW_INTERVAL
+        bob.renew()
+        bob.purge()
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT id FROM workers").fetchall() == [("bob",)]
+            assert connection.execute("SELECT * FROM holders").fetchall() == [("c", "")]
+            assert connection.execute("SELECT * FROM wishes").fetchall() == []
+        assert list(bob.outbox.unheld(10)) == ["c"]
+
+    def test_closing_leaves_nothing_but_what_waits(self, path, now, bob):
+        ann = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        ann.renew()
+        ann.outbox.claim(["c", "empty"])
+        begun(bob)
+        ann.close()
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT id FROM workers").fetchall() == [("bob",)]
+            assert connection.execute("SELECT * FROM holders").fetchall() == [("c", "")]
+            assert connection.execute("SELECT * FROM wishes").fetchall() == []
+
+
+class TestRedis:
+    @pytest.fixture
+    def server(self, redis_server):
+        redis_server.client.flushall()
+        return redis_server
+
+    @pytest.fixture
+    def journal(self, server):
+        journal = RedisJournal(server.url, "short", retain=0.2, retain_undelivered=0.4)
+        journal.renew()
+        return journal
+
+    def test_nothing_stays_of_what_is_delivered_or_expired(self, server, journal):
+        delivered, expired, parked = ended(journal), ended(journal, "expired"), ended(journal, "parked")
+        journal.begin(entry("keyed", mirrored=True), "key")
+        keyed = journal.turns_of("keyed", 1)[0]
+        journal.append([batch(keyed, 1, 2, Done(3, "complete"))])
+        journal.outbox.claim(["c", "parked", "empty", "keyed"])
+        journal.outbox.confirm([whole(delivered), whole(keyed)])
+        journal.outbox.park("parked", "refused")
+        told = []
+        until(lambda: told.extend(journal.outbox.expire()) or len(told) == 2, "the end of retention")
+        assert {delivery.turn_id for delivery in told} == {expired.id, parked.id}
+        until(lambda: journal.find(keyed.id) is journal.find(delivered.id) is None, "the end of retention")
+        for name in ("c", "expired", "parked", "keyed"):
+            assert journal.turns_of(name, 10) == []
+        journal.close()
+        assert server.client.dbsize() == 0
+
+    def test_nothing_is_lost_before_it_was_told(self, server, journal):
+        turn = ended(journal)
+        lasting = {key.removeprefix("{relay}:") for key in server.client.scan_iter() if server.client.pttl(key) == -1}
+        assert lasting == {f"turn:{turn.id}", f"events:{turn.id}", "queue:c", "outbox", "unheld", "workers"}
+        journal.close()
+
+    def test_who_looks_for_the_unheld_cleans_up_after_the_dead(self, server):
+        store = RedisStore(server)
+        ann, bob = store.worker("ann"), store.worker("bob")
+        begun(bob)
+        ann.outbox.claim(["c", *(f"empty-{n}" for n in range(700))])
+        store.outlive_lease(bob)
+        for _ in range(2):
+            bob.outbox.unheld(10)
+        assert not server.client.exists("{relay}:holders", "{relay}:holding", "{relay}:held:ann")
+        assert server.client.smembers("{relay}:unheld") == {"c"}
+        store.close()

@@ -2,6 +2,7 @@
 
 memory.py  sqlite.py  redis.py   the engines: see Journal for the contract
 outbox.py                        what the transcript still has to get: see Outbox for the contract
+*_outbox.py                      each engine's outbox; beside it, what it shares with its journal
 tail.py                          a turn's last events in this worker, and its followers
 flusher.py                       brings to the engine what the tails have
 courier.py                       what this worker and the others tell each other

@@ -68,7 +68,7 @@ return parcels
 )
 
 RELEASE = script("""
-for n = 2, #ARGV do give_up(ARGV[1], ARGV[n]) end
+give_up(ARGV[1], ARGV[2])
 """)
 
 UNHELD = script("""
@@ -186,7 +186,8 @@ class RedisOutbox:
         return {name: [Parcel(one, int(cursor)) for one, cursor in rows] for name, rows in found if rows is not None}
 
     def release(self, conversation_ids: Collection[str]) -> None:
-        self._client.call_all(RELEASE, [([f"{TAG}holders"], [self._worker, name]) for name in conversation_ids])
+        keys = [f"{TAG}holders", f"{TAG}held:{self._worker}", f"{TAG}unheld"]
+        self._client.call_all(RELEASE, [(keys, [self._worker, name]) for name in conversation_ids])
 
     def unheld(self, limit: int) -> Collection[str]:
         found: list[str] = self._client.call(UNHELD, [f"{TAG}holding", f"{TAG}unheld"], [limit, GIVE_UP])

@@ -132,7 +132,7 @@ def connect(path: Path) -> sqlite3.Connection:
     # The pool's one thread may be replaced by another: never two at a time.
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
-    if version_of(connection) != len(SCHEMA):
+    if version_of(connection) != len(SCHEMA):  # an app that mounts the relay has no master that called `prepare`
         in_transaction(connection, migrate)
     return connection
 

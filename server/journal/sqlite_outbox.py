@@ -134,7 +134,10 @@ def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Rece
         "SELECT coalesce(holders.worker, '') FROM turns LEFT JOIN holders USING (conversation) "
         "WHERE id = ? AND place IS NOT NULL"
     )
-    update = "UPDATE turns SET arrived = max(arrived, :cursor), place = iif(:whole, NULL, place) WHERE id = :turn_id"
+    update = (
+        "UPDATE turns SET arrived = max(arrived, :cursor), place = CASE WHEN :whole THEN NULL ELSE place END "
+        "WHERE id = :turn_id"
+    )
     lost = []
     for receipt in receipts:
         match connection.execute(select, (receipt.turn_id,)).fetchone():
