@@ -21,6 +21,8 @@ bench: .venv/.test  ## measure: the figures that the README claims
 	@.venv/bin/python -m bench
 	@echo
 	@.venv/bin/python -m bench.stores
+	@echo
+	@.venv/bin/python -m bench.transcript
 
 clean:  ## remove what the other commands have made
 	rm -rf .venv var .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

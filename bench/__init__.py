@@ -1,4 +1,5 @@
-"""Measures what the README claims: `python -m bench` beside a tutorial's relay, `python -m bench.stores` by store.
+"""Measures what the README claims: `python -m bench` beside a tutorial's relay, `python -m bench.stores` by store,
+`python -m bench.transcript` by what the link to the transcript does.
 
 `servers` starts the real processes and reads what they use, `load` asks and times in a process of its own, `measure`
 puts both together for one server, `pair` for two on one store. `program` is what the two programs have in common.

@@ -42,6 +42,7 @@ class Figures(NamedTuple):
     cpu: float | None  # us a token; to begin and end a stream is part of it. None for the gateway
     memory: float | None  # KB a stream
     store_cpu: float | None = None  # us a token that the server behind the store takes, where there is one
+    messages: float | None = None  # a thousand tokens, to the transcript
 
 
 Round = dict[str, Figures]
@@ -69,7 +70,7 @@ def measure(target: Target, upstream: Server, streams: int, tokens: int) -> Figu
         time.sleep(SETTLE)
         pids, store_pids = server.tree(), server.store.tree() if server.store else set()
         idle, cpu, store_cpu = servers.memory_kb(pids), servers.cpu_seconds(pids), servers.cpu_seconds(store_pids)
-        memory = [idle]
+        memory, messages = [idle], servers.messages(upstream)
         seen = run_load(
             server.url + path,
             bearer,
@@ -81,13 +82,20 @@ def measure(target: Target, upstream: Server, streams: int, tokens: int) -> Figu
         time.sleep(SETTLE)  # what the server still does for these streams counts too
         if target.is_mirroring:
             check_transcripts(upstream, streams, tokens)
+            messages = servers.messages(upstream) - messages
         cpu, store_cpu = servers.cpu_seconds(pids) - cpu, servers.cpu_seconds(store_pids) - store_cpu
     times = [seen[name][quantile] for name in ("first_ms", "age_ms") for quantile in ("p50", "p99")]
     if server is upstream:
         return Figures(*times, None, None)
     micro = 1e6 / seen["tokens"]
     memory_of_one = (max(memory) - idle) / streams
-    return Figures(*times, cpu * micro, memory_of_one, store_cpu * micro if store_pids else None)
+    return Figures(
+        *times,
+        cpu * micro,
+        memory_of_one,
+        store_cpu * micro if store_pids else None,
+        1000 * messages / seen["tokens"] if target.is_mirroring else None,
+    )
 
 
 def run_load(

@@ -42,12 +42,12 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cost_cell(rounds: Sequence[Round], target: Target, name: str) -> str:
+def cost_cell(rounds: Sequence[Round], target: Target, name: str, digits: int = 0) -> str:
     """The median, and that of the ratios to the baseline; empty for what the target does not have."""
     mine = column(rounds, target.name, name)
     if None in mine:
         return ""
-    text = f"{statistics.median(mine):.0f}"
+    text = f"{statistics.median(mine):.{digits}f}"
     theirs = column(rounds, target.baseline, name) if target.baseline else [None]
     if None in theirs:
         return text

@@ -23,6 +23,7 @@ SANDBOX_READY = r"sandbox ready on (http://\S+)"
 GUNICORN_READY = r"Listening at: (http://[^\s\"]+)"
 REDIS_READY = r"(Ready to accept connections)"
 OWN_FILE = "sqlite:///{folder}/relay.db"
+FOR_EVER = 1_000_000  # calls that meet a fault
 CREDENTIALS = {"OAUTH_CLIENT_ID": "sandbox-client", "OAUTH_CLIENT_SECRET": "sandbox-secret"}
 
 
@@ -54,12 +55,24 @@ def sandbox(pace_ms: float) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def relay(upstream: Server, transcript: str, store: str = OWN_FILE) -> Iterator[Server]:
-    """The relay as it runs in production, with one worker. The others are values of TRANSCRIPT and STORE_URL."""
+def relay(upstream: Server, transcript: str, store: str = OWN_FILE, interval_ms: int = 0) -> Iterator[Server]:
+    """The relay as it runs in production, with one worker.
+
+    The others are values of TRANSCRIPT, STORE_URL and TRANSCRIPT_INTERVAL_MS.
+    """
     settings = {"TRANSCRIPT": transcript, "WEB_CONCURRENCY": "1", "BIND": "127.0.0.1:0"}
-    settings |= {"STORE_URL": store, "ACCESS": "open", "RATE_LIMIT": "off"}
+    settings |= {"STORE_URL": store, "ACCESS": "open", "RATE_LIMIT": "off", "TRANSCRIPT_INTERVAL_MS": f"{interval_ms}"}
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
     with started(command, organisation(upstream) | settings, GUNICORN_READY) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def relay_with_fault(upstream: Server, fault: str) -> Iterator[Server]:
+    """The relay, while each link to the transcript meets a fault of the sandbox, until its next reset."""
+    order = {"at": "transcript", "fault": fault, "calls": FOR_EVER}
+    requests.post(f"{upstream.url}/sandbox/faults", json=order, timeout=10).raise_for_status()
+    with relay(upstream, "websocket") as server:
         yield server
 
 
@@ -98,6 +111,14 @@ def free_port() -> int:
 
 def organisation(upstream: Server) -> dict[str, str]:
     return CREDENTIALS | {"GENESYS_BASE_URL": upstream.url}
+
+
+def messages(upstream: Server) -> int:
+    """How many the transcript has been sent since the sandbox's last reset."""
+    answer = requests.get(f"{upstream.url}/sandbox/calls", timeout=10)
+    answer.raise_for_status()
+    count: int = answer.json()["transcript"]["messages"]
+    return count
 
 
 def access_token(upstream: Server) -> str:

@@ -30,6 +30,24 @@ if own_slot() is not None:
     values.ValueClass = values.MultiProcessValue(own_slot)
 
 
+class Tally:
+    """A counter of what comes with each token: adds up here what `flush` then counts.
+
+    A count in the file that all workers share takes ten times as long, 0.7 µs, and there are two for each token.
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._waiting = 0
+
+    def inc(self, amount: int) -> None:
+        self._waiting += amount
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, 0
+        self._counter.inc(waiting)
+
+
 def counter(name: str, meaning: str) -> Counter:
     return Counter(f"relay_{name}", meaning, registry=registry)
 
@@ -51,15 +69,22 @@ transcript_links = gauge("transcript_links", "Open links.", "livesum")
 transcript_retries: Mapping[RetryCause, Counter] = counters(
     "transcript_retries", "Links that were lost or could not be opened.", "cause", get_args(RetryCause)
 )
-transcript_messages = counter("transcript_messages", "Messages sent.")
-transcript_characters = counter("transcript_characters", "Characters of text sent.")
+transcript_messages = Tally(counter("transcript_messages", "Messages sent."))
+transcript_characters = Tally(counter("transcript_characters", "Characters of text sent."))
 transcript_turns_delivered = counter("transcript_turns_delivered", "Turns whose text has arrived whole.")
 transcript_turns_parked = counter("transcript_turns_parked", "Turns set aside, their text undelivered.")
 transcript_turns_expired = counter("transcript_turns_expired", "Turns given up before their text had arrived whole.")
 
 
+def flush() -> None:
+    """Counts what was added up in this process. To be called a few times a second."""
+    transcript_messages.flush()
+    transcript_characters.flush()
+
+
 def exposition(accept: str) -> tuple[bytes, str]:
     """The metrics of all workers, in the format that a client which sends this Accept header reads; and its type."""
+    flush()
     encode, content_type = choose_encoder(accept)
     shown = registry
     if VARIABLE in os.environ:

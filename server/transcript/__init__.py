@@ -2,7 +2,7 @@
 
 conversation.py   one that this worker holds, brought to a sink again after each loss
 line.py           its undelivered turns: what was sent, what has arrived
-websocket.py      the sink for a persistent WebSocket; socket.py, handshake.py and pieces.py below it
+websocket.py      the sink for a persistent WebSocket; socket.py, handshake.py, framing.py and pieces.py below it
 platform.py       the sink for the public platform API; api.py, gather.py and pace.py below it
 
 The outbox in the journal knows what is undelivered, and gives each conversation one holder in the whole fleet.
@@ -104,6 +104,7 @@ class Transcript:
                 fields = {"conversation": held.id, "turns": " ".join(held.line.turn_ids)}
                 log.warning("transcript not delivered yet, left to the next worker", extra=fields)
         gevent.joinall([gevent.spawn(held.stop) for held in list(self._open.values())], timeout=STOP_TIMEOUT)
+        metrics.flush()
         try:
             self._store_receipts()
         except StoreUnavailable:
@@ -227,6 +228,7 @@ class Transcript:
             if len(self._open) > self._max_open:
                 self._make_room()
             may_send = self._place.may_send()
+            metrics.flush()
             metrics.transcript_lag.set(max((held.lag for held in self._open.values()), default=0.0))
             for conversation in list(self._open.values()):
                 if not may_send:

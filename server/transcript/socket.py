@@ -1,7 +1,7 @@
 """One open WebSocket: sends frames, reads pongs, closes. What goes wrong with it is LinkLost.
 
-The frames are websocket-client's; the handshake is ours. What comes in is bounded: pongs, pings, a close frame and now
-and then a short text are all that is expected of the platform.
+websocket-client reads the frames; the handshake, and what goes out, are ours. What comes in is bounded: pongs, pings, a
+close frame and now and then a short text are all that is expected of the platform.
 """
 
 import struct
@@ -26,6 +26,7 @@ from ..credentials import CORRELATION
 from ..dial import Way
 from . import handshake
 from .conversation import SinkLost
+from .framing import client_frame
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for all of it: name, connection, proxy, TLS, answer
 WRITE_TIMEOUT = 20.0  # seconds for one write to a link that does not take it
@@ -93,7 +94,7 @@ class Socket:
     def send(self, payload: bytes, opcode: int) -> None:
         """Raises LinkLost."""
         try:
-            data = ABNF.create_frame(payload, opcode).format()
+            data = client_frame(payload, opcode)
             self._open_writes += 1
             with self._lock:
                 self._write(data)
