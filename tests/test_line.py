@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from server.errors import StreamNotFound
 from server.journal.outbox import Parcel
-from server.journal.tail import Tail
+from server.journal.tail import READ_LIMIT, Tail
 from server.sse import Done, Failure, Token
 from server.transcript.line import Line
 from server.transcript.pieces import join
@@ -257,3 +257,18 @@ def test_a_sink_may_wait_for_more_text():
     world.say(turn_id, 1, end=True)
     assert text_of(line.next_piece(wait_for_three)) == [4]
     assert asked == [(2, False), (3, False), (1, True)]
+
+
+@pytest.mark.parametrize(("ready", "flags"), [(10, [False]), (0, [False, True])])
+def test_a_sink_is_told_not_to_wait_only_when_nothing_would_leave_of_a_backlog(ready, flags):
+    world = World()
+    world.say(world.begin(), READ_LIMIT + 1)
+    asked = []
+
+    def cut(tokens, final):
+        asked.append(final)
+        count = len(tokens) if final else ready
+        return "".join(token.text for token in tokens[:count]), count
+
+    assert world.line().next_piece(cut).last == (ready or READ_LIMIT)
+    assert asked == flags

@@ -90,3 +90,18 @@ def test_a_shorter_pause_does_not_end_a_longer_one():
 @given(RATES, st.floats(0, 100))
 def test_a_wait_is_never_negative(rate, now):
     assert Pace(rate).reserve(now) >= 0
+
+
+def test_a_short_answer_need_not_wait_where_the_limit_is_low():
+    pace = Pace(15)
+    assert pace.reserve(0.0) == 0.0
+    assert pace.take_spare(0.0)
+    assert pace.reserve(0.0) == 0.0
+
+
+@given(st.integers(8, 400))
+def test_a_message_never_waits_for_typing_alone(rate):
+    pace = Pace(rate)
+    while pace.take_spare(0.0):
+        pass
+    assert pace.reserve(0.0) == 0.0

@@ -75,3 +75,19 @@ def overlaps(conversation):
         spans[message.get("link")] = (first, message["at"])
     ordered = sorted(spans.items(), key=lambda item: item[1])
     return [f"links {a} and {b} at once" for (a, one), (b, two) in pairwise(ordered) if one[1] > two[0]]
+
+
+def faults_of_posts(conversation, texts):
+    """The same for messages that were posted one by one: each goes on where the last one ended, or begins where that
+    one began, because its answer was lost."""
+    faults = missing(conversation, texts)
+    kept = [token for text in texts for token in parsed(text)]
+    following = dict(pairwise(kept))
+    begins = [parsed(message["text"])[0] for message in conversation["messages"]]
+    ends = [parsed(message["text"])[-1] for message in conversation["messages"]]
+    if begins and begins[0] != kept[0]:
+        faults.append(f"{begins[0]} comes first")
+    for last_begin, last_end, begin in zip(begins, ends, begins[1:], strict=False):
+        if begin not in (following.get(last_end), last_begin):
+            faults.append(f"{begin} after {last_begin} to {last_end}")
+    return faults[:5]

@@ -13,24 +13,26 @@ import re
 import time
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import gevent
 import orjson
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError, SSLError
 
 from ..backoff import retry_after
 from ..credentials import CORRELATION, Credentials
 from ..errors import CredentialsError
+from ..metrics import RetryCause
 
 TIMEOUT = (5.0, 15.0)  # seconds to connect, and between two bytes of the answer
 WHOLE_TIMEOUT = 30.0  # seconds for one request, the wait for a free connection included
 CONNECTIONS = 16  # kept by a worker; four requests a second are enough for the rate limit
 MAX_ANSWER = 4 * 1024 * 1024  # bytes; a conversation of an hour has some hundred thousand
 TYPING_DURATION = 5.0  # seconds that a typing event is shown
+TYPING_TIMEOUT = 1.0  # seconds for the whole request; text waits for it
 # Of one message, as the API's definition of AdditionalMessage says.
 MAX_MESSAGE_CHARS = 2_000
 MAX_CHARS_BY_TYPE = {"sms": 765}
@@ -41,6 +43,7 @@ PATHS_ALONE = ("", ".", "..")  # as an id they would lead to another address
 # 409 is a conflict with another change of the conversation at the same time.
 TRANSIENT = (401, 407, 408, 409, 425, 429)
 LOOK_AGAIN = (400, 404, 410)
+NO_CONNECTION = (NewConnectionError, ConnectTimeoutError, ProxyError, SSLError)  # nothing was sent
 
 
 class ApiFailure(Exception):
@@ -57,11 +60,16 @@ class CannotSucceed(ApiFailure):
 
 
 class TryAgain(ApiFailure):
-    def __init__(self, reason: str, retry_after: float | None = None, is_rate_limit: bool = False) -> None:
-        """`retry_after` is in seconds; `is_rate_limit`: every other call would fail now, too."""
+    def __init__(self, reason: str, cause: RetryCause = "refused", retry_after: float | None = None) -> None:
+        """`retry_after` is in seconds."""
         super().__init__(reason)
+        self.cause = cause
         self.retry_after = retry_after
-        self.is_rate_limit = is_rate_limit
+
+    @property
+    def is_rate_limit(self) -> bool:
+        """Whether every other call would fail now, too."""
+        return self.cause == "rate_limited"
 
 
 class Communication(NamedTuple):
@@ -111,6 +119,7 @@ class PlatformApi:
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         self._url = f"{url.rstrip('/')}/api/v2/conversations"
+        self._host = urlsplit(url).netloc
         self._credentials = credentials
         self._session = requests.Session()
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=CONNECTIONS, pool_block=True)
@@ -128,11 +137,9 @@ class PlatformApi:
         Read from the whole conversation: .../conversations/messages/{id} tells no communication's id.
         """
         answer = self._call("GET", segment(conversation_id))
-        if answer.status == 404:
-            raise CannotSucceed(answer.reason("There is no such conversation"))
-        check(answer, "Genesys Cloud refused to show the conversation")
+        check(answer, "Genesys Cloud refused to show the conversation", "There is no such conversation")
         if not answer.json():
-            raise TryAgain(answer.reason("What answered is not the platform API"))
+            raise stranger(answer)
         return read_communication(answer.json())
 
     def post_message(self, conversation_id: str, communication_id: str, text: str) -> None:
@@ -141,15 +148,17 @@ class PlatformApi:
         After TryAgain the platform may have it nevertheless: what was lost can be the answer.
         """
         answer = self._post(conversation_id, communication_id, "messages", {"textBody": text})
-        check(answer, "Genesys Cloud refused the text", LOOK_AGAIN)
+        check(answer, "Genesys Cloud refused the text", "There is no such communication", LOOK_AGAIN)
         if not answer.json().get("id"):
-            raise TryAgain(answer.reason("What answered is not the platform API"))
+            raise stranger(answer)
 
     def show_typing(self, conversation_id: str, communication_id: str) -> None:
-        """Shows for TYPING_DURATION that more text comes. Raises ApiFailure."""
+        """Shows for TYPING_DURATION that more text comes. Takes TYPING_TIMEOUT at most. Raises ApiFailure."""
         typing = {"type": "On", "duration": int(TYPING_DURATION * 1000)}
-        answer = self._post(conversation_id, communication_id, "typing", {"typing": typing})
-        check(answer, "Genesys Cloud refused the typing event", LOOK_AGAIN)
+        late = TryAgain(f"Genesys Cloud has not answered within {TYPING_TIMEOUT:.0f} s", "unreachable")
+        with gevent.Timeout(TYPING_TIMEOUT, late):
+            answer = self._post(conversation_id, communication_id, "typing", {"typing": typing})
+        check(answer, "Genesys Cloud refused the typing event", "There is no such communication", LOOK_AGAIN)
 
     def _post(self, conversation_id: str, communication_id: str, kind: str, body: dict[str, Any]) -> Answer:
         path = f"messages/{segment(conversation_id)}/communications/{segment(communication_id)}/{kind}"
@@ -163,11 +172,11 @@ class PlatformApi:
             if answer.status == 401:
                 answer = self._send(method, path, body, self._credentials.renew(token))
         except CredentialsError as error:
-            raise TryAgain(f"There is no access token ({error.code})", error.retry_after) from None
+            raise TryAgain(f"There is no access token ({error.code})", "credentials", error.retry_after) from None
         return answer
 
     def _send(self, method: str, path: str, body: bytes | None, token: str) -> Answer:
-        late = TryAgain(f"Genesys Cloud has not answered within {WHOLE_TIMEOUT:.0f} s")
+        late = TryAgain(f"Genesys Cloud has not answered within {WHOLE_TIMEOUT:.0f} s", "unreachable")
         headers = {"Accept": "application/json"} | ({} if body is None else {"Content-Type": "application/json"})
         try:
             with (
@@ -185,12 +194,18 @@ class PlatformApi:
             ):
                 found = response.raw.read(MAX_ANSWER + 1, decode_content=True)
         except (requests.RequestException, HTTPError, OSError) as error:
-            # Only the class: texts of these exceptions may quote the request.
-            raise TryAgain(f"Genesys Cloud could not be reached ({type(error).__name__})") from None
+            raise TryAgain(self._describe(error), "unreachable") from None
         if len(found) > MAX_ANSWER:
             raise TryAgain(f"The answer of Genesys Cloud is longer than {MAX_ANSWER // 1024} KiB")
         wait = retry_after(response.headers.get("Retry-After"), time.time())
         return Answer(response.status_code, found, response.headers.get(CORRELATION, ""), wait)
+
+    def _describe(self, error: Exception) -> str:
+        """Only classes: texts of these exceptions may quote the request."""
+        cause = getattr(error.args[0], "reason", None) if error.args else None
+        if isinstance(cause, NO_CONNECTION):
+            return f"There is no connection to {self._host} ({type(cause).__name__}): see GENESYS_API_URL"
+        return f"Genesys Cloud could not be reached ({type(error).__name__})"
 
 
 def segment(value: str) -> str:
@@ -200,25 +215,31 @@ def segment(value: str) -> str:
     return quote(value, safe="")
 
 
-def check(answer: Answer, refused: str, look_again: tuple[int, ...] = ()) -> None:
-    """Raises what an answer means, unless that is success."""
+def check(answer: Answer, refused: str, missing: str, look_again: tuple[int, ...] = ()) -> None:
+    """Raises what an answer means, unless that is success; `refused` and `missing` (for 404) are sentences for it."""
     status = answer.status
     if 200 <= status < 300:
         return
     if status == 429:
         sentence = "Genesys Cloud's limit of requests a minute is reached"
-        raise TryAgain(answer.reason(sentence), answer.retry_after, is_rate_limit=True)
+        raise TryAgain(answer.reason(sentence), "rate_limited", answer.retry_after)
     if status == 401:
         raise TryAgain(answer.reason("Genesys Cloud refused the access token, and a new one as well"))
+    # A redirect is no answer of the platform's, but of something in between that may be gone tomorrow.
+    if status < 400 or status >= 500 or status in TRANSIENT:
+        raise TryAgain(answer.reason("Genesys Cloud could not do it now"), retry_after=answer.retry_after)
+    # Another server's 404, or a proxy's 403, says nothing of the conversation.
+    if not answer.json():
+        raise stranger(answer)
     if status == 403:
         sentence = "The OAuth client may not do this: give its role the permission conversation:message:create"
         raise CannotSucceed(answer.reason(sentence))
-    # A redirect is no answer of the platform's, but of something in between that may be gone tomorrow.
-    if status < 400 or status >= 500 or status in TRANSIENT:
-        raise TryAgain(answer.reason("Genesys Cloud could not do it now"), answer.retry_after)
-    if status == 404:
-        refused = "There is no such communication"
-    raise CannotSucceed(answer.reason(refused), status in look_again)
+    raise CannotSucceed(answer.reason(missing if status == 404 else refused), status in look_again)
+
+
+def stranger(answer: Answer) -> TryAgain:
+    """The platform answers with JSON objects, errors as well."""
+    return TryAgain(answer.reason("What answered is not the platform API: see GENESYS_API_URL"))
 
 
 def read_communication(conversation: dict[str, Any]) -> Communication:

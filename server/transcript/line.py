@@ -20,8 +20,8 @@ from ..sse import Done, Token
 log = logging.getLogger(__name__)
 
 Listen = Callable[[str, int, Bell], Follower]  # turn, cursor, what to ring; raises StreamNotFound or StoreUnavailable
-# Of tokens that wait, the text that goes out now, and of how many it is; 0 to wait for more. The flag tells that there
-# are no more for now, or ever: the turn has ended, or the rest has no room here.
+# Of tokens that wait, the text that goes out now, and of how many it is; 0 to wait for more. The flag tells that to
+# wait is useless: the turn has ended, or what comes next has no room before some of this has left.
 Cut = Callable[[Sequence[Token], bool], tuple[str, int]]
 
 
@@ -156,7 +156,9 @@ class Line:
                 self._give_up(delivery)
             return None
         is_whole = type(events[-1]) is Done
-        text, count = cut(tokens, is_whole or follower.is_behind)
+        text, count = cut(tokens, is_whole)
+        if count == 0 and follower.is_behind:
+            text, count = cut(tokens, True)
         if count == 0:
             follower.cursor = delivery.sent
             return None

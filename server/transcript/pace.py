@@ -2,6 +2,9 @@
 
 WINDOW = 60.0  # seconds
 BURST_PART = 10  # a tenth of a minute's requests may leave at once
+# More of a low limit, up to a quarter: what a short answer takes (to look, to show typing, to post) need not wait.
+LEAST_BURST = 3
+LEAST_BURST_PART = 4
 
 
 class Pace:
@@ -12,7 +15,7 @@ class Pace:
     """
 
     def __init__(self, per_minute: int) -> None:
-        self._burst = max(1, per_minute // BURST_PART)
+        self._burst = max(1, per_minute // BURST_PART, min(LEAST_BURST, per_minute // LEAST_BURST_PART))
         # The burst and one request each interval make `per_minute` in a window, whenever it begins.
         self._interval = WINDOW / (per_minute - self._burst + 1)
         self._filled_until = 0.0  # when the whole burst is free again
@@ -26,7 +29,7 @@ class Pace:
 
     def take_spare(self, now: float) -> bool:
         """Takes a place that is free now, unless it is one of those kept for messages."""
-        if self.is_paused(now) or self._filled_until - now > self._burst // 2 * self._interval:
+        if self.is_paused(now) or self._filled_until - now > (self._burst - 1) // 2 * self._interval:
             return False
         self.reserve(now)
         return True

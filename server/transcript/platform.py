@@ -6,8 +6,10 @@ sees that more comes. What it answers with success has arrived.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from itertools import takewhile
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import gevent
 
@@ -36,11 +38,12 @@ class Platform:
         self._api = PlatformApi(settings.genesys_api_url, credentials)
         self._pace = Pace(settings.transcript_requests_per_minute // settings.web_concurrency)
         self._max_chars = settings.transcript_max_chars
+        self._begun: WeakKeyDictionary[Conversation, Begun] = WeakKeyDictionary()
 
     def carry(self, conversation: Conversation) -> None:
         """Posts what comes until nothing has come for long."""
         try:
-            Posts(self._api, self._pace, self._max_chars, conversation).post_all()
+            Posts(self._api, self._pace, self._max_chars, conversation, self._begun).post_all()
         except CannotSucceed as failure:
             raise Refused(failure.reason) from None
         except TryAgain as failure:
@@ -52,20 +55,41 @@ class Platform:
         self._api.close()
 
     def _lost(self, failure: TryAgain) -> SinkLost:
-        wait = min(failure.retry_after or 0.0, MAX_RETRY_AFTER)
-        if failure.is_rate_limit:
-            self._pace.pause(time.monotonic(), wait or RATE_PAUSE)
-        return SinkLost(failure.reason, "rate_limited" if failure.is_rate_limit else "refused", wait)
+        rest(self._pace, failure)
+        return SinkLost(failure.reason, failure.cause, min(failure.retry_after or 0.0, MAX_RETRY_AFTER))
+
+
+def rest(pace: Pace, failure: ApiFailure) -> None:
+    """Lets nothing leave for a while when the limit of requests is reached: it is the same for all conversations."""
+    if isinstance(failure, TryAgain) and failure.is_rate_limit:
+        pace.pause(time.monotonic(), min(failure.retry_after or RATE_PAUSE, MAX_RETRY_AFTER))
+
+
+class Begun(NamedTuple):
+    """A token so long that it takes several messages, of which some have arrived."""
+
+    turn_id: str
+    event_id: int
+    chars: int  # that have arrived
 
 
 class Posts:
     """One conversation's, for as long as all goes well."""
 
-    def __init__(self, api: PlatformApi, pace: Pace, max_chars: int, conversation: Conversation) -> None:
+    def __init__(
+        self,
+        api: PlatformApi,
+        pace: Pace,
+        max_chars: int,
+        conversation: Conversation,
+        begun: MutableMapping[Conversation, Begun],
+    ) -> None:
+        """`begun` outlives this: a later try goes on within a long token."""
         self._api = api
         self._pace = pace
         self._max_chars = max_chars
         self._conversation = conversation
+        self._begun = begun
         self._line = conversation.line
         self._communication = Communication("", max_chars)
         self._place_at: float | None = None  # monotonic seconds; when the next message may leave
@@ -87,6 +111,8 @@ class Posts:
                 conversation.bell.wait()
 
     def _next_piece(self) -> Piece | None:
+        if self._is_gathering and self._place_at is not None and not self._has_place():
+            return None  # to look at each token that comes meanwhile would be for nothing
         self._is_gathering = False
         self._conversation.wake_at = self._conversation.idle_at
         try:
@@ -126,26 +152,30 @@ class Posts:
         return self._api.find_communication(self._conversation.id)
 
     def _post(self, piece: Piece) -> None:
-        self._place_at = None
-        texts = [text for text in split(piece.text, self._limit) if text.strip()]
-        for number, text in enumerate(texts):
-            if number:
-                self._wait_for_place()
-            self._post_text(text)
-        metrics.transcript_messages.inc(len(texts))
-        metrics.transcript_characters.inc(len(piece.text))
+        for text in split(piece.text[self._arrived_of(piece) :], self._limit):
+            if text.strip():
+                if self._place_at is None:
+                    self._wait_for_place()
+                self._place_at = None
+                self._post_text(text)
+            arrived = self._arrived_of(piece) + len(text)
+            self._begun[self._conversation] = Begun(piece.turn_id, piece.first, arrived)
+        del self._begun[self._conversation]
         mark = self._line.mark()
         assert mark is not None
         self._line.confirm(mark)
         self._conversation.note_success()
         self._conversation.active_at = time.monotonic()
 
+    def _arrived_of(self, piece: Piece) -> int:
+        """How many of its characters have."""
+        begun = self._begun.get(self._conversation)
+        return begun.chars if begun is not None and begun[:2] == (piece.turn_id, piece.first) else 0
+
     def _post_text(self, text: str) -> None:
         """Looks once for the next agent's communication when the one that was open has ended."""
-        if not self._conversation.may_send():
-            raise SinkLost("this worker is no longer sure to hold the conversation")
         try:
-            self._api.post_message(self._conversation.id, self._communication.id, text)
+            self._send(text)
         except CannotSucceed as failure:
             if not failure.look_again:
                 raise
@@ -155,7 +185,14 @@ class Posts:
                 raise
             self._communication = found
             self._wait_for_place()
-            self._api.post_message(self._conversation.id, found.id, text)
+            self._send(text)
+        metrics.transcript_messages.inc()
+        metrics.transcript_characters.inc(len(text))
+
+    def _send(self, text: str) -> None:
+        if not self._conversation.may_send():
+            raise SinkLost("this worker is no longer sure to hold the conversation")
+        self._api.post_message(self._conversation.id, self._communication.id, text)
 
     def _show_typing(self) -> None:
         """While text gathers; for decoration alone, so that whatever goes wrong is left for the text to find out."""
@@ -169,5 +206,6 @@ class Posts:
         try:
             self._api.show_typing(self._conversation.id, self._communication.id)
         except ApiFailure as failure:
+            rest(self._pace, failure)
             fields = {"conversation": self._conversation.id, "detail": failure.reason}
             log.debug("transcript: typing could not be shown", extra=fields)
