@@ -186,7 +186,7 @@ class Posts:
             self._communication = found
             self._wait_for_place()
             self._send(text)
-        metrics.transcript_messages.inc()
+        metrics.transcript_messages.inc(1)
         metrics.transcript_characters.inc(len(text))
 
     def _send(self, text: str) -> None:
