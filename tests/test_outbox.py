@@ -599,6 +599,18 @@ class TestRetention:
         assert not ann.outbox.retry()
         assert claimed(ann) == claimed(ann, "parked") == []
 
+    def test_what_is_parked_waits_for_nobody_when_the_turn_behind_it_is_gone(self, store, ann):
+        parked = begun(ann)
+        claimed(ann)
+        ann.outbox.park("c", "refused")
+        ended(ann)
+        assert list(ann.outbox.unheld(10)) == ["c"]
+        store.live_on(RETAIN_UNDELIVERED + RENEW_INTERVAL, ann)
+        assert len(ann.outbox.expire()) == 1
+        assert not ann.outbox.unheld(10)
+        assert list(ann.outbox.retry()) == [parked.id]
+        assert list(ann.outbox.unheld(10)) == ["c"]
+
     def test_a_receipt_for_what_has_expired_is_passed_over(self, store, ann):
         turn = ended(ann)
         claimed(ann)
@@ -733,6 +745,22 @@ class TestSqlite:
         assert not wishes(ann)
         assert len(claimed(bob)) == 2
 
+    def test_nothing_stays_of_what_is_delivered_or_expired(self, path, now, ann):
+        delivered, parked = ended(ann), ended(ann, "parked")
+        ended(ann, "expired")
+        ann.outbox.claim(["c", "parked"])
+        ann.outbox.confirm([whole(delivered)])
+        ann.outbox.park("parked", "refused")
+        ann.outbox.release(["c"])
+        ended(ann, "parked")
+        now[0] += RETAIN_UNDELIVERED
+        assert len(ann.outbox.expire()) == 3
+        assert ann.purge() == 1
+        assert ann.find(parked.id) is None
+        with closing(sqlite3.connect(path)) as connection:
+            for table in ("turns", "batches", "wishes", "holders"):
+                assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608
+
     def test_nothing_stays_of_workers_that_died_long_ago(self, path, now, ann, bob):
         claimed(ann)
         claimed(ann, "empty")
@@ -792,6 +820,21 @@ class TestRedis:
         lasting = {key.removeprefix("{relay}:") for key in server.client.scan_iter() if server.client.pttl(key) == -1}
         assert lasting == {f"turn:{turn.id}", f"events:{turn.id}", "queue:c", "outbox", "unheld", "workers"}
         journal.close()
+
+    def test_a_worker_is_noted_for_what_it_holds_and_no_more(self, server):
+        store = RedisStore(server)
+        ann, bob = store.worker("ann"), store.worker("bob")
+        begun(ann, "parked")
+        ann.outbox.claim(["taken", "parked", "released", "kept"])
+        ann.outbox.park("parked", "refused")
+        ann.outbox.release(["released"])
+        store.outlive_lease(bob)
+        bob.outbox.claim(["taken"])
+        ann.renew()
+        assert server.client.smembers("{relay}:held:ann") == {"kept"}
+        assert server.client.hgetall("{relay}:holders") == {"kept": "ann", "taken": "bob"}
+        store.close()
+        assert not server.client.exists("{relay}:held:ann", "{relay}:held:bob", "{relay}:holders", "{relay}:holding")
 
     def test_who_looks_for_the_unheld_cleans_up_after_the_dead(self, server):
         store = RedisStore(server)

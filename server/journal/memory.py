@@ -140,7 +140,6 @@ class MemoryJournal:
 
     def close(self) -> None:
         self._store.leases.pop(self._worker, None)
-        self.outbox.release([name for name, holder in self._store.holders.items() if holder == self._worker])
 
     def _keep(self, record: Record, batch: Batch) -> None:
         fresh = [event for event in batch.events if event.id > record.entry.last_id]

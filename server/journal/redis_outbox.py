@@ -156,7 +156,6 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', horizon, 'LIMIT'
   local conversation = found[1]
   if conversation then
     take_out(id, conversation, 0)
-    redis.call('ZREM', tag .. 'conversation:' .. conversation, id)
     local first = redis.call('LINDEX', tag .. 'queue:' .. conversation, 0)
     if not first or redis.call('HEXISTS', tag .. 'turn:' .. first, 'reason') == 0 then
       redis.call('SREM', parked, conversation)
