@@ -43,7 +43,8 @@ PACED_LEGEND = (
     "to off. CPU is the relay's, and holds what it takes to begin and end a stream and its link."
 )
 FLOODED_LEGEND = (
-    "The same in a flood: {streams} streams of {tokens} tokens as fast as the sandbox sends them; {rounds} rounds."
+    "The same in a flood: {streams} streams of {tokens} tokens as fast as the sandbox sends them; {rounds} rounds. "
+    "With an interval the transcript is whole later, and what a worker does anyway in that time counts."
 )
 TROUBLED_LEGEND = (
     "What the asker notices of the link, in the paced rounds above: without one, while it is healthy (0 ms), while "

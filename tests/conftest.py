@@ -102,8 +102,10 @@ class Process:
 class Sandbox:
     """The simulated organisation, and what a test can tell it."""
 
+    module = "sandbox"
+
     def __init__(self, **environment):
-        command = [sys.executable, "-m", "sandbox", "--port", "0"]
+        command = [sys.executable, "-m", self.module, "--port", "0"]
         self.process = Process(command, environment, r"sandbox ready on (http://\S+)")
         self.url = self.process.url
 
