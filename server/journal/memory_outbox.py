@@ -31,8 +31,11 @@ class MemoryOutbox:
                 del self._store.holders[name]
 
     def unheld(self, limit: int) -> Collection[str]:
-        pending = (name for name in self._store.outbox if any(record.reason is None for record in self._queue(name)))
-        return list(islice((name for name in pending if self._holder(name) is None), limit))
+        now, store = self._clock(), self._store
+        living = {worker for worker in store.leases if store.lives(worker, now)}
+        free = (name for name in store.outbox if store.holders.get(name) not in living)
+        pending = (name for name in free if any(record.reason is None for record in self._queue(name)))
+        return list(islice(pending, limit))
 
     def confirm(self, receipts: Sequence[Receipt]) -> Collection[str]:
         lost = []
