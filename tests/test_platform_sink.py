@@ -562,14 +562,14 @@ def test_what_a_dead_platform_did_not_take_is_posted_after_a_restart(
     assert delivered(second, sandbox, conversation, stream)["text"] == "".join(lines_of(0, 6))
 
 
-def test_no_log_line_holds_a_secret_or_a_text_whatever_fails(start_sandbox, start_relay, prompt):
-    sandbox = start_sandbox()
-    relay = start_relay(GENESYS_BASE_URL=sandbox.url)
+def test_no_log_line_holds_a_secret_or_a_text_whatever_fails(relay, sandbox, prompt, conversation):
     streams = []
     for fault in PLATFORM.keys() - {"alerting"}:  # which waits for someone
-        sandbox.fault("platform", fault, conversation=f"c-{fault}", call="message", retry_after=0, seconds=0.1)
-        streams.append(ask(relay, sandbox, f"{prompt} {fault}", f"c-{fault}", interval_ms=5))
+        name = f"{conversation}-{fault}"
+        sandbox.fault("platform", fault, conversation=name, call="message", retry_after=1, seconds=0.1)
+        streams.append(ask(relay, sandbox, f"{prompt} {fault}", name, interval_ms=5))
     for stream in streams:
         until(lambda s=stream: transcript_state(relay, s)["state"] != "pending", "its text arrives, or is parked")
     assert len(sandbox.tokens()) >= 2, "one was refused"
+    assert f"{conversation}-ended" in relay.process.output
     check_output(relay, sandbox)
