@@ -61,7 +61,8 @@ def test_the_asker_does_not_feel_that_the_link_is_not_well(sides, conversation, 
     (well, sandbox), (unwell, failing) = sides
     failing.reset()
     failing.fault("transcript", fault, calls=CALLS)
-    pairs = asyncio.run(ask_both([well, unwell], conversation))
+    with ThreadPoolExecutor(1) as pool:  # the browser tests leave an event loop in the main thread
+        pairs = pool.submit(asyncio.run, ask_both([well, unwell], conversation)).result()
     assert sandbox.text_of(f"{conversation}-0")
     assert failing.text_of(f"{conversation}-0") == ""
     assert failing.calls()["transcript"]["handshakes"] >= PAIRS
