@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from server.errors import StoreUnavailable
 from server.journal import LEASE, RENEW_INTERVAL
 from server.journal.memory import MemoryJournal
 from server.journal.outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
@@ -190,9 +191,11 @@ class TestClaim:
     def test_who_has_no_lease_holds_nothing(self, store, ann):
         turn = begun(ann)
         new = store.open("new")
-        assert new.outbox.claim(["c"]) == {}
+        with pytest.raises(StoreUnavailable):
+            new.outbox.claim(["c"])
         store.outlive_lease()
-        assert ann.outbox.claim(["c"]) == {}
+        with pytest.raises(StoreUnavailable):
+            ann.outbox.claim(["c"])
         new.renew()
         assert claimed(new) == parcels(turn)
         new.close()
@@ -370,25 +373,29 @@ class TestConfirm:
         assert not ann.outbox.confirm([whole(turn) for turn in turns])
         assert not ann.outbox.undelivered(10)
 
-    def test_nothing_is_noted_for_who_never_held(self, ann, bob):
+    def test_nothing_is_noted_of_what_another_holds(self, ann, bob):
         turn = begun(ann)
-        for holder in (None, bob):
-            if holder is not None:
-                claimed(holder)
-            assert list(ann.outbox.confirm([Receipt(turn.id, 2, False), whole(turn)])) == [turn.id] * 2
-            assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
+        claimed(bob)
+        assert list(ann.outbox.confirm([Receipt(turn.id, 2, False), whole(turn)])) == [turn.id] * 2
+        assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
+
+    def test_what_arrived_before_the_lease_ended_is_noted_after_it_as_well(self, store, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        store.outlive_lease(bob)
+        assert not ann.outbox.confirm([Receipt(turn.id, 2, False)])
+        assert list(bob.outbox.unheld(10)) == ["c"]
+        assert not ann.outbox.confirm([Receipt(turn.id, 3, False)]), "given up, and taken by nobody"
+        assert claimed(bob) == [Parcel(turn.id, 3)]
 
     def test_a_holder_that_comes_back_late_notes_nothing(self, store, ann, bob):
         turn, ours = begun(ann), begun(ann, "ours")
         claimed(ann)
         store.outlive_lease(bob)
-        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id], "its lease is over"
         claimed(bob)
         ann.renew()
         claimed(ann, "ours")
         assert list(ann.outbox.confirm([whole(turn), whole(ours)])) == [turn.id], "another holds"
-        bob.outbox.release(["c"])
-        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id], "nobody holds"
         assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
         assert ann.outbox.find(ours.id).state == "delivered"
 
@@ -401,6 +408,8 @@ class TestPark:
         assert list(bob.outbox.park("c", "refused")) == [first.id, second.id]
         assert ann.outbox.find(first.id) == Delivery(first.id, "c", "parked", 2, "refused")
         assert not ann.outbox.unheld(10)
+        begun(ann)
+        claimed(ann)
         assert list(bob.outbox.confirm([whole(first)])) == [first.id], "it was given up"
 
     def test_only_the_holder_parks(self, store, ann, bob):
@@ -409,7 +418,8 @@ class TestPark:
         claimed(ann)
         assert not bob.outbox.park("c", "refused")
         store.outlive_lease(bob)
-        assert not ann.outbox.park("c", "refused")
+        with pytest.raises(StoreUnavailable):
+            ann.outbox.park("c", "refused")
         assert bob.outbox.find(turn.id).state == "pending"
         assert list(bob.outbox.unheld(10)) == ["c"]
 
@@ -739,11 +749,11 @@ class TestSqlite:
         now[0] -= 3600
         bob.renew()
         assert list(bob.outbox.unheld(10)) == ["c"]
-        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id]
-        assert ann.outbox.claim(["c"]) == {}
+        with pytest.raises(StoreUnavailable):
+            ann.outbox.claim(["c"])
         begun(bob)
         assert not wishes(ann)
-        assert len(claimed(bob)) == 2
+        assert [parcel.turn_id for parcel in claimed(bob)][0] == turn.id
 
     def test_nothing_stays_of_what_is_delivered_or_expired(self, path, now, ann):
         delivered, parked = ended(ann), ended(ann, "parked")

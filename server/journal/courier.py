@@ -111,9 +111,11 @@ class Courier:
             begin = time.monotonic()
             try:
                 unbroken = self._journal.renew()
-                if not unbroken or self._held_since is None:
-                    self._held_since = begin
+                now = time.monotonic()
+                if not unbroken or now >= self._lease_ends:
+                    self._held_since = None
                     self._on_gap()
+                self._held_since = self._held_since or now
                 self._lease_ends = begin + LEASE
                 self._health.note_success()
             except StoreUnavailable as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 
 from .memory_store import Record, Store, delivery_of
-from .outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
+from .outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt, no_lease
 
 
 class MemoryOutbox:
@@ -19,7 +19,7 @@ class MemoryOutbox:
 
     def claim(self, conversation_ids: Collection[str]) -> Mapping[str, Sequence[Parcel]]:
         if not self._store.lives(self._worker, self._clock()):
-            return {}
+            raise no_lease()
         free = [name for name in conversation_ids if self._holder(name) in (None, self._worker)]
         self._store.holders |= dict.fromkeys(free, self._worker)
         self._unpark(free)
@@ -43,7 +43,7 @@ class MemoryOutbox:
             record = self._store.records.get(receipt.turn_id)
             if record is None or not self._store.is_undelivered(record):
                 continue
-            if self._holder(record.entry.conversation_id) != self._worker:
+            if self._holder(record.entry.conversation_id) not in (None, self._worker):
                 lost.append(receipt.turn_id)
                 continue
             record.arrived = max(record.arrived, receipt.cursor)
@@ -52,6 +52,8 @@ class MemoryOutbox:
         return lost
 
     def park(self, conversation_id: str, reason: str) -> Collection[str]:
+        if not self._store.lives(self._worker, self._clock()):
+            raise no_lease()
         if self._holder(conversation_id) != self._worker:
             return []
         del self._store.holders[conversation_id]

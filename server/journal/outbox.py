@@ -8,6 +8,8 @@ most one holder, which sends its text: a worker, for as long as that worker's le
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from ..errors import StoreUnavailable
+
 WINDOW = 16  # undelivered turns of a conversation that its holder is given at once; the rest wait in the store
 MAX_REASON = 300  # characters
 
@@ -47,7 +49,8 @@ class Outbox(Protocol):
         """Makes this worker the holder of these conversations, but for those that another living worker holds.
 
         Returns those that it holds now, each with its first WINDOW undelivered turns in the order in which they began;
-        what was parked is pending again. Empty for a worker that has no lease.
+        what was parked is pending again. Raises StoreUnavailable as well while this worker has no lease: nobody can say
+        then who holds what.
         """
 
     def release(self, conversation_ids: Collection[str]) -> None:
@@ -59,15 +62,15 @@ class Outbox(Protocol):
     def confirm(self, receipts: Sequence[Receipt]) -> Collection[str]:
         """Advances cursors, never back. Whole turns leave the outbox, and their time of retention counts as ever.
 
-        Returns the turns of conversations that this worker does not hold any more, of which nothing was noted. Turns
-        that are not in the outbox are passed over.
+        What has arrived has arrived: the lease may have ended since. Returns the turns of conversations that another
+        living worker holds, of which nothing was noted. Turns that are not in the outbox are passed over.
         """
 
     def park(self, conversation_id: str, reason: str) -> Collection[str]:
         """Sets a conversation's undelivered turns aside and gives it up; returns them.
 
         They stay until `retry`, or until a later turn's begin makes someone `claim` the conversation. Empty for one
-        that this worker does not hold.
+        that this worker does not hold. Raises StoreUnavailable as well while it has no lease.
         """
 
     def retry(self, conversation_id: str | None = None) -> Collection[str]:
@@ -81,3 +84,7 @@ class Outbox(Protocol):
 
     def expire(self) -> Collection[Delivery]:
         """Forgets undelivered turns whose longer time of retention is over, some hundreds at most; returns them."""
+
+
+def no_lease() -> StoreUnavailable:
+    return StoreUnavailable(detail="this worker's lease has ended; it renews it", retry_after=1)

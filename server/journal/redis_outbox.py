@@ -17,11 +17,7 @@ EXPIRE_LIMIT = 500  # turns that one call forgets
 RETRY = 100  # conversations that one script makes pending again
 DELIVERY = "conversation_id", "mirrored", "delivered", "arrived", "reason"  # the fields that `delivery_of` takes
 
-OUTBOX_PRELUDE = """
-local function holds(worker, conversation)
-  return alive(worker) and redis.call('HGET', tag .. 'holders', conversation) == worker
-end
-
+UNPARK = """
 local function unpark(conversation)
   local freed = {}
   if redis.call('SREM', tag .. 'parked', conversation) == 1 then
@@ -35,11 +31,11 @@ end
 
 # Returns nil for what another holds; else the turns and their cursors.
 CLAIM = script(
-    OUTBOX_PRELUDE
+    UNPARK
     + """
 local holders, held, holding, unheld, queue, outbox = unpack(KEYS)
 local worker, conversation, window = ARGV[1], ARGV[2], tonumber(ARGV[3])
-if not alive(worker) then return false end
+if not alive(worker) then return redis.error_reply('NOLEASE') end
 local holder = redis.call('HGET', holders, conversation)
 if holder and holder ~= worker and alive(holder) then return false end
 redis.call('HSET', holders, conversation, worker)
@@ -80,16 +76,15 @@ end
 return redis.call('SRANDMEMBER', unheld, limit)
 """)
 
-# Returns 1 for a turn whose conversation this worker does not hold.
-CONFIRM = script(
-    OUTBOX_PRELUDE
-    + """
+# Returns 1 for a turn whose conversation another living worker holds.
+CONFIRM = script("""
 local turn, outbox = KEYS[1], KEYS[2]
 local id, worker, cursor, whole, retain = unpack(ARGV)
 if not redis.call('ZSCORE', outbox, id) then return 0 end
 local found = redis.call('HMGET', turn, 'conversation_id', 'arrived')
 if not found[1] then return 0 end
-if not holds(worker, found[1]) then return 1 end
+local holder = redis.call('HGET', tag .. 'holders', found[1])
+if holder and holder ~= worker and alive(holder) then return 1 end
 local arrived = tonumber(found[2] or 0)
 if whole == '1' then
   take_out(id, found[1], retain, math.max(arrived, tonumber(cursor)))
@@ -97,15 +92,13 @@ elseif tonumber(cursor) > arrived then
   redis.call('HSET', turn, 'arrived', cursor)
 end
 return 0
-"""
-)
+""")
 
-PARK = script(
-    OUTBOX_PRELUDE
-    + """
+PARK = script("""
 local holders, held, queue, parked = unpack(KEYS)
 local worker, conversation, reason = unpack(ARGV)
-if not holds(worker, conversation) then return {} end
+if not alive(worker) then return redis.error_reply('NOLEASE') end
+if redis.call('HGET', holders, conversation) ~= worker then return {} end
 local ids = redis.call('LRANGE', queue, 0, -1)
 for _, id in ipairs(ids) do
   local turn = tag .. 'turn:' .. id
@@ -115,12 +108,11 @@ if #ids > 0 then redis.call('SADD', parked, conversation) end
 redis.call('HDEL', holders, conversation)
 redis.call('SREM', held, conversation)
 return ids
-"""
-)
+""")
 
 # Returns how many conversations it has seen to, and the turns.
 RETRY_PARKED = script(
-    OUTBOX_PRELUDE
+    UNPARK
     + """
 local parked, holders, unheld = unpack(KEYS)
 local names = {ARGV[2]}

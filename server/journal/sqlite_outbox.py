@@ -6,11 +6,13 @@ pending and nobody does.
 
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from . import Entry
-from .outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt, State
+from .outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt, State, no_lease
 from .sqlite_file import FAR_LEASE, LIVING, PURGE_LIMIT, Channel, forget, judges
+
+T = TypeVar("T")
 
 PENDING = "SELECT 1 FROM turns WHERE turns.conversation = {} AND place IS NOT NULL AND reason IS NULL"
 DELIVERY = "id, conversation, place, arrived, reason"  # the columns that `delivery_of` takes
@@ -31,7 +33,7 @@ class SqliteOutbox:
 
     def claim(self, conversation_ids: Collection[str]) -> Mapping[str, Sequence[Parcel]]:
         wanted = list(conversation_ids)
-        return self._writing.write(lambda connection: claim(connection, self._worker, wanted, self._clock()))
+        return leased(self._writing.write(lambda connection: claim(connection, self._worker, wanted, self._clock())))
 
     def release(self, conversation_ids: Collection[str]) -> None:
         names = list(conversation_ids)
@@ -45,7 +47,7 @@ class SqliteOutbox:
 
     def park(self, conversation_id: str, reason: str) -> Collection[str]:
         names = conversation_id, reason[:MAX_REASON]
-        return self._writing.write(lambda connection: park(connection, self._worker, *names, self._clock()))
+        return leased(self._writing.write(lambda connection: park(connection, self._worker, *names, self._clock())))
 
     def retry(self, conversation_id: str | None = None) -> Collection[str]:
         found: list[str] = []
@@ -86,9 +88,10 @@ def post(connection: sqlite3.Connection, worker: str, entry: Entry, now: float) 
 
 def claim(
     connection: sqlite3.Connection, worker: str, conversations: Sequence[str], now: float
-) -> dict[str, list[Parcel]]:
+) -> dict[str, list[Parcel]] | None:
+    """None without a lease."""
     if not lives(connection, worker, now):
-        return {}
+        return None
     free = "worker IN ('', :worker)"
     if judges(connection, worker, now):
         free += f" OR worker NOT IN ({LIVING})"
@@ -128,8 +131,7 @@ def unheld(connection: sqlite3.Connection, now: float, limit: int) -> list[str]:
 
 
 def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Receipt], now: float) -> list[str]:
-    """Returns the turns of conversations that the worker does not hold."""
-    alive = lives(connection, worker, now)
+    """Returns the turns of conversations that another living worker holds."""
     select = (
         "SELECT coalesce(holders.worker, '') FROM turns LEFT JOIN holders USING (conversation) "
         "WHERE id = ? AND place IS NOT NULL"
@@ -141,16 +143,19 @@ def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Rece
     lost = []
     for receipt in receipts:
         match connection.execute(select, (receipt.turn_id,)).fetchone():
-            case (holder,) if alive and holder == worker:
+            case (holder,) if holder == worker or not lives(connection, holder, now):
                 connection.execute(update, receipt._asdict())
             case (_,):
                 lost.append(receipt.turn_id)
     return lost
 
 
-def park(connection: sqlite3.Connection, worker: str, conversation: str, reason: str, now: float) -> list[str]:
+def park(connection: sqlite3.Connection, worker: str, conversation: str, reason: str, now: float) -> list[str] | None:
+    """None without a lease."""
+    if not lives(connection, worker, now):
+        return None
     delete = "DELETE FROM holders WHERE conversation = ? AND worker = ?"
-    if not lives(connection, worker, now) or connection.execute(delete, (conversation, worker)).rowcount == 0:
+    if connection.execute(delete, (conversation, worker)).rowcount == 0:
         return []
     select = "SELECT id FROM turns WHERE conversation = ? AND place IS NOT NULL ORDER BY place"
     parked = [turn_id for (turn_id,) in connection.execute(select, (conversation,))]
@@ -193,6 +198,12 @@ def purge_holders(connection: sqlite3.Connection, lease_before: float) -> None:
     connection.execute(f"DELETE FROM wishes WHERE worker IN ({dead})", (lease_before,))  # noqa: S608
     gone = "DELETE FROM workers WHERE lease < ? AND NOT EXISTS (SELECT 1 FROM holders WHERE worker = workers.id)"
     connection.execute(gone, (lease_before,))
+
+
+def leased(found: T | None) -> T:
+    if found is None:
+        raise no_lease()
+    return found
 
 
 def lives(connection: sqlite3.Connection, worker: str, now: float) -> bool:

@@ -66,7 +66,8 @@ class Transcript:
         self._receipts: dict[str, tuple[Conversation, Receipt]] = {}  # by turn; to be stored
         self._released: set[str] = set()  # to be given up
         self._refused: dict[str, str] = {}  # to be parked, with the reason
-        self._draining = False
+        self._is_telling = False  # something is on its way to the outbox
+        self._draining = self._closed = False
 
     def loops(self) -> list[Callable[[], None]]:
         """To be run, each in a greenlet of its own, for ever."""
@@ -80,7 +81,9 @@ class Transcript:
     @property
     def busy(self) -> bool:
         """Whether this worker still has text to deliver, or something to say to the outbox."""
-        return bool(self._receipts or self._refused) or any(held.line for held in self._open.values())
+        if self._is_telling or self._receipts or self._refused or self._noted:
+            return True
+        return any(held.line for held in self._open.values())
 
     def note(self, conversation_id: str) -> None:
         """Something new waits in the outbox. Returns at once."""
@@ -99,6 +102,7 @@ class Transcript:
 
     def close(self) -> None:
         """Ends all at once; what has not arrived stays in the outbox, for whoever comes next."""
+        self._draining = self._closed = True
         for held in self._open.values():
             if held.line:
                 fields = {"conversation": held.id, "turns": " ".join(held.line.turn_ids)}
@@ -116,6 +120,7 @@ class Transcript:
         while True:
             self._bell.wait()
             try:
+                self._is_telling = True
                 self._store_receipts()
                 self._park()
                 self._release()
@@ -123,17 +128,22 @@ class Transcript:
             except StoreUnavailable:  # the courier says so in the log
                 gevent.sleep(STORE_RETRY)
                 self._bell.ring()
+            finally:
+                self._is_telling = False
             gevent.sleep(SYNC_PAUSE)
 
     def _store_receipts(self) -> None:
         receipts, self._receipts = self._receipts, {}
         if not receipts:
             return
+        # Whole ones first: they make room in a store that is full.
+        ordered = sorted((receipt for _, receipt in receipts.values()), key=lambda receipt: not receipt.whole)
         try:
-            lost = self._outbox.confirm([receipt for _, receipt in receipts.values()])
+            lost = self._outbox.confirm(ordered)
         except Exception:
             self._receipts = receipts | self._receipts
             raise
+        metrics.transcript_turns_delivered.inc(sum(one.whole for one in ordered if one.turn_id not in lost))
         for turn_id in lost:
             log.warning("transcript: another worker has taken over", extra={"turn": turn_id})
             receipts[turn_id][0].lose()
@@ -154,9 +164,12 @@ class Transcript:
                 log.error("transcript parked: `relay transcript retry` once the cause is gone", extra=fields)
 
     def _claim(self) -> None:
-        noted = set(self._noted)
-        held = self._outbox.claim(noted) if noted else {}
-        self._noted -= noted
+        noted, self._noted = self._noted, set()
+        try:
+            held = self._outbox.claim(noted) if noted else {}
+        except Exception:
+            self._noted |= noted
+            raise
         for conversation_id in noted:
             parcels = held.get(conversation_id)
             if parcels is None:
@@ -165,12 +178,15 @@ class Transcript:
                 self._take_in(conversation_id, parcels)
 
     def _take_in(self, conversation_id: str, parcels: Sequence[Parcel]) -> None:
-        fresh = [parcel for parcel in parcels if not self._has_arrived(parcel.turn_id)]
+        if self._closed:
+            return
+        fresh = [self._up_to_date(parcel) for parcel in parcels if not self._has_arrived(parcel.turn_id)]
         conversation = self._open.get(conversation_id)
         if conversation is not None and conversation.over:
             self._again.add(conversation_id)
         elif conversation is not None:
             conversation.resting = False
+            conversation.has_more = len(parcels) == WINDOW
             conversation.line.update(fresh)
         elif fresh:
             if len(self._open) >= self._max_open:
@@ -178,6 +194,7 @@ class Transcript:
             line = Line(conversation_id, self._place.listen, self._note_arrival)
             line.update(fresh)
             self._open[conversation_id] = conversation = Conversation(line, self._sink, self._place.may_send)
+            conversation.has_more = len(parcels) == WINDOW
             conversation.start(self._note_end)
         else:
             self._released.add(conversation_id)
@@ -186,6 +203,12 @@ class Transcript:
     def _has_arrived(self, turn_id: str) -> bool:
         """Whether the outbox has yet to hear that it has."""
         return turn_id in self._receipts and self._receipts[turn_id][1].whole
+
+    def _up_to_date(self, parcel: Parcel) -> Parcel:
+        """With the cursor that the outbox has yet to hear of."""
+        if parcel.turn_id not in self._receipts:
+            return parcel
+        return parcel._replace(cursor=max(parcel.cursor, self._receipts[parcel.turn_id][1].cursor))
 
     def _lose(self, conversation_id: str) -> None:
         if conversation_id in self._open:
@@ -204,9 +227,8 @@ class Transcript:
     def _note_arrival(self, line: Line, receipt: Receipt) -> None:
         conversation = self._open[line.conversation_id]
         self._receipts[receipt.turn_id] = conversation, receipt
-        metrics.transcript_turns_delivered.inc(receipt.whole)
-        if receipt.whole and len(line) < WINDOW // 2:
-            self._noted.add(conversation.id)  # the store may have more than it gave at once
+        if receipt.whole and conversation.has_more and len(line) < WINDOW // 2:
+            self._noted.add(conversation.id)
         self._bell.ring()
 
     def _note_end(self, conversation: Conversation) -> None:

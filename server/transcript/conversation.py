@@ -68,6 +68,7 @@ class Conversation:
         self.over = False  # it takes in nothing more
         self.leaving = False  # it goes once it knows what of the sent has arrived
         self.resting = False  # it may be closed: nothing waits
+        self.has_more = False  # the store may have more turns than it gave at once
         self.refusal = ""  # why its text cannot be delivered
         self.on_break: Callable[[], None] | None = None  # the sink's, to break off what is under way
         self._sink = sink
@@ -119,6 +120,8 @@ class Conversation:
 
     def lose(self) -> None:
         """Ends it at once: another worker may have it. What lies in buffers must not arrive after that one's."""
+        if self.over:
+            return  # it is ending: a second kill would cut that short
         self.over = True
         if self.on_break is not None:
             self.on_break()
@@ -144,6 +147,9 @@ class Conversation:
                 self._wait_after(error)
 
     def _wait_after(self, error: Exception) -> None:
+        if not self.line:
+            log.debug("transcript link lost while idle", extra={"conversation": self.id, "detail": describe(error)})
+            return
         self._failures += 1
         self.failing_since = self.failing_since or time.monotonic()
         wait = full_jitter(self._failures, random)

@@ -35,6 +35,7 @@ MAX_HEAD = 16 * 1024  # bytes of the answer to the handshake
 MAX_MESSAGE = 16 * 1024  # bytes of an incoming message, in one frame or many
 BLOCK_SIZE = 4096  # bytes a read of the handshake
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
+LINGER = struct.pack("ii", 0, 0)  # closing sends what there is
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -83,6 +84,9 @@ class Socket:
         except (OSError, ValueError) as error:
             raise LinkLost(f"handshake failed: {type(error).__name__}", "unreachable") from None
         self._socket.settimeout(WRITE_TIMEOUT)
+        # Until a closing handshake has told that all was read: also when this process is killed, what lies in the
+        # buffers must not arrive after what the next link repeats.
+        self._socket.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
         self._frames = Frames(self._receive, skip_utf8_validation=True)
         self._frames.recv_buffer = [rest]
         self._may_send = may_send
@@ -123,23 +127,23 @@ class Socket:
             self._socket.shutdown(SHUT_RDWR)
 
     def break_off(self) -> None:
-        """Makes `close` send RST: what lies in the buffers must not arrive after what the next link repeats."""
-        self._close_sent = True  # there is no closing handshake with an end that does not answer
-        with suppress(OSError):  # it may be gone already
-            self._socket.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
+        """Makes `close` send RST at once: there is no closing handshake with an end that does not answer."""
+        self._close_sent = True
 
     def close(self, code: int) -> None:
-        """Closes it with a closing handshake (RFC 6455, 7.1.2) where one can be had within CLOSE_TIMEOUT.
+        """Closes it: by a closing handshake (RFC 6455, 7.1.2), or by RST where there is none within CLOSE_TIMEOUT.
 
         No one else may be reading. May be repeated.
         """
-        if not self._close_sent and not self._open_writes:
-            with gevent.Timeout(CLOSE_TIMEOUT, False), suppress(LinkLost):
-                self._send_close(code)
-                while True:
-                    self.next_pong()
-        with suppress(OSError):
-            self._socket.close()
+        try:
+            if not self._close_sent and not self._open_writes:
+                with gevent.Timeout(CLOSE_TIMEOUT, False), suppress(LinkLost):
+                    self._send_close(code)
+                    while True:
+                        self.next_pong()
+        finally:
+            with suppress(OSError):
+                self._socket.close()
 
     def _write(self, data: bytes) -> None:
         """As `sendall`, but asks each time: the process may have been stopped while the write waited."""
@@ -181,6 +185,8 @@ class Socket:
         code = int.from_bytes(data[:2], "big") or NO_STATUS
         if not self._close_sent:
             self._send_close(NORMAL if code == NO_STATUS else code)
+        with suppress(OSError):  # it may be gone already
+            self._socket.setsockopt(SOL_SOCKET, SO_LINGER, LINGER)
         raise LinkLost(f"closed by the platform: {code} {CLOSE_CODES.get(code, '')}".rstrip())
 
     def _send_close(self, code: int) -> None:

@@ -95,9 +95,11 @@ class Link:
         finally:
             self._conversation.on_break = None
             metrics.transcript_links.dec()
-            reader.kill()  # the closing handshake is read here
-            self._socket.close(code)
-            self._line.rewind()
+            try:
+                reader.kill()  # the closing handshake is read here
+                self._socket.close(code)
+            finally:
+                self._line.rewind()
 
     def _send_all(self) -> None:
         conversation = self._conversation
@@ -134,12 +136,13 @@ class Link:
 
     def _send_piece(self, piece: Piece) -> None:
         message = {"conversationId": self._conversation.id, "type": "message", "text": piece.text, "role": "agent"}
-        if self._has_ids:
-            message["id"] = f"{piece.turn_id}:{piece.first}-{piece.last}"
         # Tokens that were joined are within the limits; one alone may be too long.
         texts = split(piece.text, self._max_chars, self._max_bytes) if piece.first == piece.last else [piece.text]
-        for text in texts:
+        for number, text in enumerate(texts, 1):
             message["text"] = text
+            if self._has_ids:
+                part = f".{number}" if len(texts) > 1 else ""
+                message["id"] = f"{piece.turn_id}:{piece.first}-{piece.last}{part}"
             self._socket.send(orjson.dumps(message), ABNF.OPCODE_TEXT)
         metrics.transcript_messages.inc(len(texts))
         metrics.transcript_characters.inc(len(piece.text))
