@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import tempfile
 import time
 import uuid
@@ -35,6 +36,7 @@ LINK_FAULTS = [
     ("mute", {"after": 2}),
 ]
 WORKER_FAULTS = ["kill", "hup", "stop", "term"]
+STORE_OUTAGES = [1.0, 4.0, 7.0]  # seconds without an answer; a lease lasts three
 PATIENCE = 90.0  # seconds for all to be delivered; a mute link is noticed after 20 s
 
 
@@ -45,9 +47,22 @@ class Fleet:
         self.sandbox = Sandbox()
         self._folder = tempfile.TemporaryDirectory(prefix="relay-schedules-")
         self._redis = TcpRedis(Path(self._folder.name)) if store == "redis" else None
-        url = self._redis.url if self._redis else f"sqlite:///{self._folder.name}/relay.db"
+        self._file = Path(self._folder.name) / "relay.db"
+        url = self._redis.url if self._redis else f"sqlite:///{self._file}"
         shared = {"STORE_URL": url, "WEB_CONCURRENCY": "2", "DISCONNECT_GRACE": "-1", "GATEWAY_IDLE_TIMEOUT": "60"}
         self.relays = [RelayServer(self.sandbox.url, **shared) for _ in range(2)]
+
+    def hold_up_store(self, seconds):
+        """The store answers nobody for so long."""
+        if self._redis:
+            os.kill(self._redis.process.pid, signal.SIGSTOP)
+            wait_until(time.monotonic() + seconds)
+            os.kill(self._redis.process.pid, signal.SIGCONT)
+            return
+        with contextlib.closing(sqlite3.connect(self._file, isolation_level=None, timeout=30)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            wait_until(time.monotonic() + seconds)
+            connection.execute("ROLLBACK")
 
     def close(self):
         for relay in self.relays:
@@ -82,6 +97,7 @@ def run(fleet, seed):
 def planned(dice):
     faults = [("link", fault) for fault in dice.choices(LINK_FAULTS, k=dice.randint(0, 5))]
     faults += [("worker", fault) for fault in dice.choices(WORKER_FAULTS, k=dice.randint(0, 2))]
+    faults += [("store", seconds) for seconds in dice.choices(STORE_OUTAGES, k=dice.choice([0, 0, 1]))]
     return faults + [("token", None)] * dice.randint(0, 1)
 
 
@@ -92,6 +108,8 @@ def break_things(fleet, dice, plan, begin):
             fleet.sandbox.fault("transcript", fault[0], **fault[1])
         elif kind == "token":
             fleet.sandbox.expire_tokens()
+        elif kind == "store":
+            fleet.hold_up_store(fault)
         else:
             break_worker(dice.choice(fleet.relays), fault, dice)
 

@@ -753,7 +753,7 @@ class TestSqlite:
             ann.outbox.claim(["c"])
         begun(bob)
         assert not wishes(ann)
-        assert [parcel.turn_id for parcel in claimed(bob)][0] == turn.id
+        assert next(parcel.turn_id for parcel in claimed(bob)) == turn.id
 
     def test_nothing_stays_of_what_is_delivered_or_expired(self, path, now, ann):
         delivered, parked = ended(ann), ended(ann, "parked")

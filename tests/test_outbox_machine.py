@@ -258,6 +258,7 @@ class Outboxes(RuleBasedStateMachine):
             if turn.undelivered and self.holders.get(turn.conversation) in (None, worker):
                 turn.cursor = max(turn.cursor, cursor)
                 turn.undelivered = not whole
+                turn.reason = None if whole else turn.reason
             elif turn.undelivered:
                 expected.append(turn.id)
         assert list(lost) == expected

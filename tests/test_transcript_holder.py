@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
@@ -151,3 +152,47 @@ def test_redis_away_for_the_holder_alone_lets_another_go_on(start_redis, start_r
         shown = delivered(there, sandbox, conversation, [stream])
         assert faults_of(shown, texts_of(there, [first, stream])) == []
         assert shown["links"]["most_at_once"] == 1, "the old link was closed before the lease had ended"
+
+
+def test_a_store_that_is_away_for_longer_than_the_lease_costs_no_text(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis()
+    shared = {"STORE_URL": redis.url, "GATEWAY_IDLE_TIMEOUT": "60", "DISCONNECT_GRACE": "-1"}
+    relays = start_relay(**shared), start_relay(**shared)
+    names = [f"{prompt[9:17]}-{number}" for number in range(4)]
+    script = {"count": 300, "interval_ms": 20}
+    asked = {name: ask(relays[n % 2], sandbox, name, name, 0, **script) for n, name in enumerate(names)}
+    until(lambda: all("q0.20 " in sandbox.text_of(name) for name in names), "all are on their way")
+    os.kill(redis.process.pid, signal.SIGSTOP)
+    away = time.monotonic()
+    until(lambda: time.monotonic() - away > 5, "every lease has ended")
+    os.kill(redis.process.pid, signal.SIGCONT)
+    for name, stream in asked.items():
+        shown = delivered(relays[0], sandbox, name, [stream], patience=40)
+        assert faults_of(shown, texts_of(relays[0], [stream])) == []
+
+
+def test_a_store_that_hesitates_for_less_than_the_lease_costs_no_link(start_redis, start_relay, sandbox, prompt):
+    redis = start_redis()
+    relay = start_relay(STORE_URL=redis.url, GATEWAY_IDLE_TIMEOUT="60", DISCONNECT_GRACE="-1")
+    stream = ask(relay, sandbox, prompt, prompt[9:30], 0, count=200, interval_ms=20)
+    until(lambda: "q0.20 " in sandbox.text_of(prompt[9:30]), "it is on its way")
+    os.kill(redis.process.pid, signal.SIGSTOP)
+    away = time.monotonic()
+    until(lambda: time.monotonic() - away > 1.3, "one renewal has failed")
+    os.kill(redis.process.pid, signal.SIGCONT)
+    shown = delivered(relay, sandbox, prompt[9:30], [stream])
+    assert shown["links"]["opened"] == 1
+    assert shown["text"] == "".join(tokens_of(0, 200))
+
+
+def test_what_arrived_while_the_store_was_locked_does_not_come_again(start_relay, sandbox, prompt, conversation):
+    relay = start_relay(GATEWAY_IDLE_TIMEOUT="60", DISCONNECT_GRACE="-1")
+    stream = ask(relay, sandbox, prompt, conversation, 0, count=100, interval_ms=20)
+    until(lambda: "q0.10 " in sandbox.text_of(conversation), "it is on its way")
+    with contextlib.closing(sqlite3.connect(f"{relay.folder.name}/relay.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        locked = time.monotonic()
+        until(lambda: time.monotonic() - locked > 5, "the lease has ended")
+        connection.execute("ROLLBACK")
+    shown = delivered(relay, sandbox, conversation, [stream])
+    assert shown["text"] == "".join(tokens_of(0, 100)), "every token once"

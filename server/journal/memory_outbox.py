@@ -48,6 +48,7 @@ class MemoryOutbox:
                 continue
             record.arrived = max(record.arrived, receipt.cursor)
             if receipt.whole:
+                record.reason = None
                 self._store.take_out(record)
         return lost
 

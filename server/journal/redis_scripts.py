@@ -79,7 +79,13 @@ local function take_out(id, conversation, retain, arrived)
   local ended = redis.call('ZSCORE', outbox, id)
   redis.call('LREM', tag .. 'queue:' .. conversation, 1, id)
   redis.call('ZREM', outbox, id)
-  if arrived then redis.call('HSET', turn, 'arrived', arrived, 'delivered', 1) end
+  if redis.call('EXISTS', tag .. 'queue:' .. conversation) == 0 then
+    redis.call('SREM', tag .. 'parked', conversation)
+  end
+  if arrived then
+    redis.call('HDEL', turn, 'reason')
+    redis.call('HSET', turn, 'arrived', arrived, 'delivered', 1)
+  end
   if not pending(conversation) then redis.call('SREM', tag .. 'unheld', conversation) end
   if ended ~= 'inf' then
     expire(turn, tag .. 'events:' .. id, math.floor(retain - (clock() - ended) * 1000))

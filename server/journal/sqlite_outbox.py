@@ -137,8 +137,8 @@ def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Rece
         "WHERE id = ? AND place IS NOT NULL"
     )
     update = (
-        "UPDATE turns SET arrived = max(arrived, :cursor), place = CASE WHEN :whole THEN NULL ELSE place END "
-        "WHERE id = :turn_id"
+        "UPDATE turns SET arrived = max(arrived, :cursor), place = CASE WHEN :whole THEN NULL ELSE place END, "
+        "reason = CASE WHEN :whole THEN NULL ELSE reason END WHERE id = :turn_id"
     )
     lost = []
     for receipt in receipts:
