@@ -5,7 +5,7 @@ from pathlib import Path
 from server.journal.engines import prepare_or_exit
 from server.settings import load_or_exit
 from server.telemetry import log_config
-from server.worker import Log, hurry_on_second_term
+from server.worker import Log, hurry_on_second_term, look_before_start
 
 settings = load_or_exit()
 prepare_or_exit(settings.store_url)
@@ -30,6 +30,9 @@ timeout = 30
 
 # After TERM or HUP a worker stays until its turns have ended: longer than any turn may take (GATEWAY_TIMEOUT).
 graceful_timeout = int(settings.gateway_timeout) + 15
+
+# Keys that cannot be read end the start, but no reload; what is dangerous is said.
+on_starting = look_before_start(settings)
 
 # A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
 when_ready = hurry_on_second_term

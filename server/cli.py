@@ -1,4 +1,4 @@
-"""The command `relay`: run it, look at its settings."""
+"""The command `relay`: run it, look at its settings, make keys."""
 
 import argparse
 import errno
@@ -15,12 +15,15 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from .access.keys import make_key
 from .settings import (
     REDIS,
+    NoAccess,
     NoOrganisation,
     Settings,
     SettingsError,
     host_and_port,
+    is_local,
     leave,
     load,
     load_or_exit,
@@ -43,8 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show = commands.add_parser("settings", help="check the settings and print them, secrets hidden")
     show.add_argument("--example", action="store_true", help="print the file .env.example instead")
     show.set_defaults(command=lambda options: print(example() if options.example else listing(load_or_exit())))
+    keys = commands.add_parser("keys", help="make keys for those who may ask").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    new = keys.add_parser("new", help="make a key and print it, once, with what the server is to know of it")
+    new.add_argument("name", metavar="NAME", help="whose key it is: streams belong to this name")
+    new.set_defaults(command=lambda options: print(fresh_key(options.name)))
     options = parser.parse_args(arguments)
     options.command(options)
+
+
+def fresh_key(name: str) -> str:
+    try:
+        fresh = make_key(name)
+    except ValueError as error:
+        leave(f"NAME cannot be right: {error}")
+    return (
+        f"For the client, and shown only now:  {fresh.key}\n"
+        f"For the server's .env:               RELAY_API_KEYS={fresh.entry}\n"
+        f"  or a line in RELAY_API_KEYS_FILE:  {fresh.entry}"
+    )
 
 
 def listing(settings: Settings) -> str:
@@ -103,23 +124,43 @@ def serve(processes: list[subprocess.Popen[str]]) -> int:
     if settings is None:
         sandbox = start_sandbox(processes)
         os.environ.update(sandbox_settings(sandbox))
-        settings, kind = load_or_exit(), f"the sandbox at {sandbox}"
+        settings, kind = load_for_run(), f"the sandbox at {sandbox}"
         os.environ["DEFAULT_CONVERSATION_ID"] = settings.default_conversation_id or "demo"
     address = free_address(settings.bind)
     if not (ROOT / "gunicorn.conf.py").exists():
         leave("`relay run` works in a checkout of the repository: clone it and use `make run`")
     server = start(processes, ["gunicorn", "-c", str(ROOT / "gunicorn.conf.py")], {"BIND": address})
     wait_for_port(server, address)
-    print(welcome(address, kind), flush=True)
+    print(welcome(address, kind, needs_key=settings.access != "open"), flush=True)
     return server.wait()
 
 
 def organisation() -> Settings | None:
     """The settings for a real organisation, None without any. Ends the program when they are wrong or half there."""
     try:
-        return load()
+        return load_for_run()
     except NoOrganisation:
         return None
+
+
+def load_for_run() -> Settings:
+    """The settings. Where none says who may ask, everyone on this machine may, and no one else can.
+
+    Raises NoOrganisation; ends the program when the settings are wrong.
+    """
+    try:
+        try:
+            return load()
+        except NoAccess as refusal:
+            if refusal.chosen:
+                raise
+            os.environ["ACCESS"] = "open"
+            settings = load()
+            if not is_local(settings.bind):
+                raise refusal from None
+            return settings
+    except NoOrganisation:
+        raise
     except SettingsError as error:
         leave(str(error))
 
@@ -203,11 +244,12 @@ def wait_for_port(server: subprocess.Popen[str], address: str) -> None:
     leave(f"the server did not come up within {START_TIMEOUT:.0f} s")
 
 
-def welcome(address: str, kind: str) -> str:
+def welcome(address: str, kind: str, needs_key: bool) -> str:
     body = '{"conversationId": "demo", "prompt": "Where is my parcel?"}'
+    key = "-H 'Authorization: Bearer KEY' " if needs_key else ""
     return (
         f"\nThe page is at  http://{address}/   (answers come from {kind}; Ctrl-C ends it)\n\n"
-        f"  curl -N http://{address}/stream-llm -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  curl -N http://{address}/stream-llm {key}-H 'Content-Type: application/json' -d '{body}'\n"
     )
 
 

@@ -10,14 +10,20 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
+from .access.keys import read_file
+from .settings import Settings, leave
+
 if TYPE_CHECKING:
     from .relay import Relay
+
+log = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks at what is left
 LAST_WORDS = 3.0  # seconds at the end of the drain for followers to be told
@@ -97,6 +103,25 @@ class Log(Logger):  # type: ignore[misc]
     def access(self, *arguments: Any) -> None:
         if self.access_log.isEnabledFor(logging.INFO):
             super().access(*arguments)
+
+
+def look_before_start(settings: Settings) -> Callable[[Any], None]:
+    """Warns of what is dangerous; keys that cannot be read end the start.
+
+    A worker that comes later must come up without them: the others go on with the keys that they have.
+    """
+
+    def on_starting(arbiter: Any) -> None:
+        try:
+            if settings.access != "open" and settings.relay_api_keys_file is not None:
+                read_file(settings.relay_api_keys_file)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            leave(f"RELAY_API_KEYS_FILE={settings.relay_api_keys_file} cannot be used: {reason}")
+        for risk in settings.risks:
+            log.warning(risk)
+
+    return on_starting
 
 
 def hurry_on_second_term(arbiter: Any) -> None:

@@ -34,7 +34,9 @@ class FailingJournal:
 
 def main():
     url, conversation = sys.argv[1:]
-    settings = Settings(genesys_base_url=url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret")
+    settings = Settings(
+        access="open", genesys_base_url=url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret"
+    )
     transcript = Transcript(settings, make_credentials(settings), max_links=1)
     tail = Tail("turn", FailingJournal())
     for begin in range(0, len(EVENTS), 100):
