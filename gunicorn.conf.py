@@ -1,8 +1,10 @@
 """gunicorn's settings, each with its reason. The relay's own are in the environment: see server/settings.py."""
 
 from pathlib import Path
+from typing import Any
 
 from server.journal.engines import prepare_or_exit
+from server.metrics_folder import clear_slot, keep_slot, make_folder, take_slot
 from server.settings import load_or_exit
 from server.telemetry import log_config
 from server.worker import Log, hurry_on_second_term, look_before_start
@@ -31,8 +33,17 @@ timeout = 30
 # After TERM or HUP a worker stays until its turns have ended: longer than any turn may take (GATEWAY_TIMEOUT).
 graceful_timeout = int(settings.gateway_timeout) + 15
 
-# Keys that cannot be read end the start, but no reload; what is dangerous is said.
-on_starting = look_before_start(settings)
+
+def on_starting(arbiter: Any) -> None:
+    """Once in the master's life, not at a reload: the server goes on with the keys that it has."""
+    look_before_start(settings)
+    make_folder(arbiter)
+
+
+# /metrics tells the numbers of all workers, whichever is asked: they share a folder.
+pre_fork = take_slot
+post_fork = keep_slot
+child_exit = clear_slot
 
 # A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
 when_ready = hurry_on_second_term
@@ -43,7 +54,7 @@ keepalive = 5
 # Each worker loads the app itself: the worker class patches the standard library first, which a preload would precede.
 preload_app = False
 
-# Heartbeats are written to a file twice a minute and more: in memory, not on a disk that may be slow.
+# Heartbeats and metrics are written to files, often: in memory, not on a disk that may be slow.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 # gunicorn 25 and later open a control socket in the home folder, which no one here uses.

@@ -37,7 +37,10 @@ class Relay:
         self.credentials = make_credentials(settings)
         self.gateway = Gateway(settings, self.credentials, connections=2 * settings.max_turns)
         journal = open_journal(
-            settings.store_url, secrets.token_hex(8), settings.retain_seconds, settings.transcript_retain_seconds
+            settings.store_url,
+            worker=secrets.token_hex(8),
+            retain=settings.retain_seconds,
+            retain_undelivered=settings.transcript_retain_seconds,
         )
         self.access = make_access(settings, journal)
         self.turns = Turns(settings, self.gateway, journal)

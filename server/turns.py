@@ -172,8 +172,9 @@ class Turns:
             raise StreamNotFound
         return entry
 
-    def turns_of(self, conversation_id: str) -> list[Entry]:
-        return self._journal.turns_of(conversation_id, LIST_LIMIT)
+    def turns_of(self, conversation_id: str, caller: str) -> list[Entry]:
+        """The newest that this caller began in a conversation, oldest first. Raises StoreUnavailable."""
+        return self._journal.turns_of(conversation_id, caller, LIST_LIMIT)
 
     def follow(self, entry: Entry, cursor: int, can_return: bool = True) -> Follower:
         """Someone who reads here; `leave` gives it back. Raises BadCursor for a cursor that no one can have."""

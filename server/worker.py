@@ -10,7 +10,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -33,6 +32,7 @@ MAX_FILES = 65_536  # descriptors; where the system sets no limit at all
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's own drain waits for HTTP handlers alone; turns without a client, and links, would die with it."""
 
+    slot: int  # see metrics_folder.take_slot
     _stopped_at: float | None = None
     _quick = False
 
@@ -105,23 +105,19 @@ class Log(Logger):  # type: ignore[misc]
             super().access(*arguments)
 
 
-def look_before_start(settings: Settings) -> Callable[[Any], None]:
-    """Warns of what is dangerous; keys that cannot be read end the start.
+def look_before_start(settings: Settings) -> None:
+    """Warns of what is dangerous; a file of keys that cannot be used ends the start.
 
-    A worker that comes later must come up without them: the others go on with the keys that they have.
+    No worker ends for that: one that comes later must not stop the server because the file is being edited.
     """
-
-    def on_starting(arbiter: Any) -> None:
-        try:
-            if settings.access != "open" and settings.relay_api_keys_file is not None:
-                read_file(settings.relay_api_keys_file)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            leave(f"RELAY_API_KEYS_FILE={settings.relay_api_keys_file} cannot be used: {reason}")
-        for risk in settings.risks:
-            log.warning(risk)
-
-    return on_starting
+    path = settings.relay_api_keys_file if settings.access != "open" else None
+    try:
+        if path is not None:
+            read_file(path)
+    except (OSError, ValueError) as error:
+        leave(f"RELAY_API_KEYS_FILE={path} cannot be used: {error.strerror if isinstance(error, OSError) else error}")
+    for risk in settings.risks:
+        log.warning(risk)
 
 
 def hurry_on_second_term(arbiter: Any) -> None:

@@ -134,6 +134,9 @@ class Sandbox:
     def fault(self, at, fault, **fields):
         self._post("faults", at=at, fault=fault, **fields)
 
+    def forget_faults(self):
+        assert requests.delete(f"{self.url}/sandbox/faults", timeout=10).ok
+
     def expire_tokens(self):
         self._post("expire-tokens")
 
@@ -160,8 +163,10 @@ class RelayServer:
     Each has a working folder of its own, as on another machine.
     """
 
+    app = ()  # in place of the relay alone
+
     def __init__(self, sandbox_url, **settings):
-        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *self.app]
         self.folder = tempfile.TemporaryDirectory(prefix="relay-test-")
         defaults = {
             "STORE_URL": f"sqlite:///{self.folder.name}/relay.db",

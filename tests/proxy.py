@@ -1,4 +1,4 @@
-"""A network that fails: between browser and server, cutting connections when told."""
+"""A network that fails: between browser and server, or server and store, cutting connections when told."""
 
 import contextlib
 import socket
@@ -77,3 +77,42 @@ class Proxy:
 def hang_up(connection):
     with contextlib.suppress(OSError):  # it may be gone already
         connection.shutdown(socket.SHUT_RDWR)
+
+
+class Wire:
+    """A way to a port that can be cut without a word: what is sent on it arrives nowhere."""
+
+    def __init__(self, port):
+        self._port = port
+        self._passes = threading.Event()
+        self._passes.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        self._passes.clear()
+
+    def mend(self):
+        self._passes.set()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._port))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._passes.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self._passes.set()
+        self._listener.close()

@@ -75,6 +75,7 @@ def run(fleet, seed):
             fleet.sandbox.script(prompt, tokens_of(question, TOKENS), interval_ms=dice.choice([0, 10, 40]))
             asked[name].append(ask(dice.choice(fleet.relays), prompt, name))
         breaking.result()
+    fleet.sandbox.forget_faults()
     return {name: found for name in names if (found := judged(fleet, name, asked[name]))}, [fault for _, fault in plan]
 
 

@@ -20,13 +20,17 @@ from server.sse import Token
 from .conftest import until
 
 RETAIN = 60.0  # seconds
+RETAIN_UNDELIVERED = 600.0  # seconds
 STEP = 2.0  # seconds between two renewals of those who live on; less than LEASE
 STRETCH = 100  # seconds of Redis to one of a test: what a slow machine takes on top does not count
-# Each key of a Redis comes so many milliseconds nearer to its end.
+# Each key of a Redis comes so many milliseconds nearer to its end, and each undelivered turn's end lies further back.
 FORWARD = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local left = redis.call('PTTL', key)
   if left >= 0 then redis.call('PEXPIRE', key, left - ARGV[1]) end
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', '{relay}:outbox', '-inf', '(inf')) do
+  redis.call('ZINCRBY', '{relay}:outbox', -ARGV[1] / 1000, id)
 end
 """
 
@@ -122,7 +126,7 @@ class MemoryStore(Store):
         self._shared = memory.Store()
 
     def open(self, worker):
-        return self._engine.MemoryJournal(worker, RETAIN, self.clock, self._shared)
+        return self._engine.MemoryJournal(worker, RETAIN, RETAIN_UNDELIVERED, self.clock, self._shared)
 
 
 class SqliteStore(Store):
@@ -134,7 +138,7 @@ class SqliteStore(Store):
         self._folder = Path(tempfile.mkdtemp(prefix="relay-sqlite-"))
 
     def open(self, worker):
-        return self._engine.SqliteJournal(self._folder / "relay.db", worker, RETAIN, self.clock)
+        return self._engine.SqliteJournal(self._folder / "relay.db", worker, RETAIN, RETAIN_UNDELIVERED, self.clock)
 
     def close(self):
         super().close()
@@ -152,7 +156,7 @@ class RedisStore(Store):
         server.client.flushall()
 
     def open(self, worker):
-        return self._engine.RedisJournal(self._server.url, worker, RETAIN * STRETCH)
+        return self._engine.RedisJournal(self._server.url, worker, RETAIN * STRETCH, RETAIN_UNDELIVERED * STRETCH)
 
     def forward(self, seconds):
         super().forward(seconds)

@@ -4,8 +4,6 @@ import contextlib
 import os
 import resource
 import signal
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +11,7 @@ import pytest
 import requests
 
 from .conftest import until
+from .proxy import Wire
 
 RECOVERY = 5.0  # seconds from kill -9 to the end of the turn, for every follower
 TOKENS = [f"t{i} " for i in range(20)]
@@ -288,45 +287,6 @@ def test_a_worker_that_stops_waits_for_its_store(start_redis, start_relay, sandb
     assert here.process.process.wait(20) == 0
     state = there.state(answer.id)
     assert (state["status"], state["text"]) == ("complete", "".join(TOKENS))
-
-
-class Wire:
-    """A way to a port that can be cut without a word: what is sent on it arrives nowhere."""
-
-    def __init__(self, port):
-        self._port = port
-        self._passes = threading.Event()
-        self._passes.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self):
-        self._passes.clear()
-
-    def mend(self):
-        self._passes.set()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._port))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
-
-    def _pass_on(self, source, sink):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                self._passes.wait()
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-    def close(self):
-        self._passes.set()
-        self._listener.close()
 
 
 def test_a_worker_cut_off_from_redis_does_not_contradict_who_took_over(start_redis, start_relay, sandbox, prompt):

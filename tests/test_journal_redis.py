@@ -48,7 +48,7 @@ def calls(journal, turn):
         lambda: journal.append([batch(turn, 1, 2)]),
         lambda: journal.read(turn.id, 0, 10),
         lambda: journal.find(turn.id),
-        lambda: journal.turns_of("c", 10),
+        lambda: journal.turns_of("c", "alice", 10),
         lambda: journal.news({turn.id: 0}, 1),
         journal.wake,
         lambda: journal.ask([turn.id], "cancel"),
@@ -127,7 +127,7 @@ def test_a_full_server_refuses_and_loses_nothing(server, ann, bob):
     assert ann.read(turn.id, 0, 10) == tokens(1, 2), "what is there can be read"
     server.client.config_set("maxmemory", 0)
     assert ann.find(turn.id) == turn._replace(last_id=2, reach=2 + AHEAD)
-    assert ann.turns_of("c", 10) == [ann.find(turn.id)]
+    assert ann.turns_of("c", "alice", 10) == [ann.find(turn.id)]
     assert not ann.append([batch(turn, 3, 4)])
 
 
@@ -165,7 +165,7 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     until(lambda: ann.find(lost.id), "the deed after the lost reply")
     assert ann.renew()
     assert ann.find(lost.id).status == "interrupted", "for whoever has been led to it meanwhile"
-    assert ann.turns_of("c", 10) == []
+    assert ann.turns_of("c", "alice", 10) == []
     turn = entry()
     assert bob.begin(turn, "key") == turn
 
@@ -179,7 +179,7 @@ def test_a_beginning_that_is_repeated_is_one_turn(ann):
 
 
 def test_leases_end_in_real_time(server):
-    ann, bob = RedisJournal(server.url, "ann", RETAIN), RedisJournal(server.url, "bob", RETAIN)
+    ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
     turn = bob.begin(entry(), None)
     bob.renew()
     began = time.monotonic()
@@ -193,13 +193,13 @@ def test_leases_end_in_real_time(server):
 
 
 def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):
-    journal = RedisJournal(server.url, "short", retain=0.3)
+    journal = RedisJournal(server.url, "short", retain=0.3, retain_undelivered=0)
     journal.renew()
     turn = journal.begin(entry(), "key")
     journal.append([batch(turn, 1, 2, Done(3, "complete"))])
     assert journal.find(turn.id)
     until(lambda: journal.find(turn.id) is None, "the end of retention")
-    assert journal.turns_of("c", 10) == []
+    assert journal.turns_of("c", "alice", 10) == []
     journal.close()
     assert server.client.keys() == []
 
@@ -222,7 +222,7 @@ def test_a_cluster_takes_all_scripts():
         assert list(ann.news({turn.id: 1}, 1)) == [{turn.id: tokens(2, 2)}, [(turn.id, "cancel")]]
         store.outlive_lease(bob)
         assert list(bob.interrupt_orphans()) == [turn.id]
-        assert [found.status for found in bob.turns_of("c", 10)] == ["interrupted"]
+        assert [found.status for found in bob.turns_of("c", "alice", 10)] == ["interrupted"]
         store.close()
     finally:
         server.remove()
@@ -241,13 +241,15 @@ def test_all_keys_lie_in_one_slot_and_none_that_stays_for_ever_belongs_to_an_end
 
 def test_user_password_and_database_of_the_url_are_honoured(server, ann):
     server.client.acl_setuser("relay", enabled=True, passwords=["+hunter2"], keys=["{relay}:*"], categories=["+@all"])
-    journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + "?password=hunter2&db=3", "own", RETAIN)
+    journal = RedisJournal(
+        server.url.replace("unix://", "unix://relay@") + "?password=hunter2&db=3", "own", RETAIN, RETAIN
+    )
     turn = entry()
     assert journal.begin(turn, None) == turn
     assert ann.find(turn.id) is None, "it is in another database"
     journal.close()
     for wrong in ("?password=wrong", "?db=99"):
-        journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + wrong, "own", RETAIN)
+        journal = RedisJournal(server.url.replace("unix://", "unix://relay@") + wrong, "own", RETAIN, RETAIN)
         with pytest.raises(StoreUnavailable) as raised:
             journal.renew()
         assert raised.value.detail in {"AuthenticationError", "ResponseError"}
@@ -267,5 +269,5 @@ def test_what_another_hand_deleted_stops_nobody(server, store, ann, bob):
     store.outlive_lease(bob)
     assert list(bob.interrupt_orphans()) == [turn.id]
     assert server.client.smembers("{relay}:workers") == set()
-    assert bob.turns_of("c", 10) == [bob.find(turn.id)]
+    assert bob.turns_of("c", "alice", 10) == [bob.find(turn.id)]
     assert server.client.zrange("{relay}:conversation:c", 0, -1) == [turn.id], "the list was cleaned as it was read"

@@ -10,8 +10,17 @@ from server.journal.outbox import Parcel
 from server.journal.tail import Tail
 from server.sse import Done, Failure, Token
 from server.transcript.line import Line
+from server.transcript.pieces import join
 
-MAX_CHARS, MAX_BYTES = 12, 1000
+MAX_CHARS = 12
+
+
+def short(tokens, final):
+    return join(tokens, MAX_CHARS, 1000)
+
+
+def long(tokens, final):
+    return join(tokens, 100, 1000)
 
 
 class World:
@@ -86,7 +95,7 @@ class Lines(RuleBasedStateMachine):
 
     @rule()
     def send(self):
-        piece = self.line.next_piece(MAX_CHARS, MAX_BYTES)
+        piece = self.line.next_piece(short)
         if piece is not None:
             ids = text_of(piece)
             assert ids == list(range(piece.first, piece.last + 1)), "nothing is left out of a message"
@@ -176,13 +185,13 @@ def test_what_was_confirmed_is_not_sent_again():
     turn_id = world.begin()
     world.say(turn_id, 5)
     line = world.line()
-    assert text_of(line.next_piece(100, 1000)) == [1, 2, 3, 4, 5]
+    assert text_of(line.next_piece(long)) == [1, 2, 3, 4, 5]
     mark = line.mark()
     world.say(turn_id, 2)
-    assert text_of(line.next_piece(100, 1000)) == [6, 7]
+    assert text_of(line.next_piece(long)) == [6, 7]
     line.confirm(mark)
     line.rewind()
-    assert text_of(line.next_piece(100, 1000)) == [6, 7]
+    assert text_of(line.next_piece(long)) == [6, 7]
     assert world.cursors == {turn_id: 5}
 
 
@@ -191,10 +200,10 @@ def test_a_later_turn_waits_for_the_end_of_an_earlier_one():
     first, second = world.begin(), world.begin()
     world.say(second, 3, end=True)
     line = world.line()
-    assert line.next_piece(100, 1000) is None
+    assert line.next_piece(long) is None
     world.say(first, 1, end=True)
-    assert line.next_piece(100, 1000).turn_id == first
-    assert line.next_piece(100, 1000).turn_id == second
+    assert line.next_piece(long).turn_id == first
+    assert line.next_piece(long).turn_id == second
 
 
 def test_only_the_turn_that_is_being_sent_is_followed():
@@ -203,7 +212,7 @@ def test_only_the_turn_that_is_being_sent_is_followed():
     for turn_id in turns:
         world.say(turn_id, 1)
     line = world.line()
-    line.next_piece(100, 1000)
+    line.next_piece(long)
     assert [len(tail.followers) for tail in world.tails.values()] == [1] + [0] * 19
     line.rewind()
     assert not world.tails[turns[0]].followers, "what waits for a lost link costs nothing but its name"
@@ -216,7 +225,7 @@ def test_a_turn_without_text_is_delivered_by_its_end(missing):
     world.say(turn_id, 0, end=True)
     world.missing = {turn_id} if missing else set()
     line = world.line()
-    assert line.next_piece(100, 1000) is None
+    assert line.next_piece(long) is None
     assert not world.cursors
 
 
@@ -226,6 +235,25 @@ def test_a_turn_that_the_journal_has_forgotten_is_named_and_does_not_block_those
     world.missing = {gone}
     world.say(next_one, 1, end=True)
     line = world.line()
-    assert line.next_piece(100, 1000).turn_id == next_one
+    assert line.next_piece(long).turn_id == next_one
     (record,) = caplog.records
     assert (record.turn, record.confirmed) == (gone, 0)
+
+
+def test_a_sink_may_wait_for_more_text():
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, 2)
+    line = world.line()
+    asked = []
+
+    def wait_for_three(tokens, final):
+        asked.append((len(tokens), final))
+        return join(tokens, 100, 1000) if len(tokens) >= 3 or final else ("", 0)
+
+    assert line.next_piece(wait_for_three) is None
+    world.say(turn_id, 1)
+    assert text_of(line.next_piece(wait_for_three)) == [1, 2, 3]
+    world.say(turn_id, 1, end=True)
+    assert text_of(line.next_piece(wait_for_three)) == [4]
+    assert asked == [(2, False), (3, False), (1, True)]

@@ -611,7 +611,7 @@ def test_a_refused_question_is_told_in_words_and_the_next_is_asked(open_page, re
     expect_transcript(page, "agrees")
 
 
-# Asking on, the transcript, the focus.
+# Asking on, and the transcript beside it.
 
 
 def test_a_long_conversation_goes_on_without_its_oldest_part(page, sandbox, prompt):
@@ -704,6 +704,119 @@ def write_into_transcript(sandbox, conversation, text):
     link.send(json.dumps(message))
     until(lambda: text in sandbox.text_of(conversation), "the text is there")
     link.close()
+
+
+# What becomes of an answer on its way into the transcript.
+
+
+def tell_deliveries(page, *deliveries):
+    """What each look at a stream that has ended is told, in turn; the last one stays."""
+    left = list(deliveries)
+
+    def tell(route):
+        if "json" not in route.request.headers["accept"]:
+            route.fallback()
+            return
+        response = route.fetch()
+        state = response.json()
+        if state["status"] != "running":
+            state["transcript"] = left.pop(0) if len(left) > 1 else left[0]
+        route.fulfill(response=response, json=state)
+
+    page.route(re.compile("/streams/[^/]+$"), tell)
+
+
+def expect_delivery(page, words):
+    expect(shown(page).locator(".answer-delivery")).to_have_text(words)
+
+
+PENDING = {"state": "pending", "cursor": 0}
+PARKED = {"state": "parked", "cursor": 0, "reason": f"The platform refused it: {'n' * 200}."}
+DELIVERED = {"state": "delivered", "cursor": 1}
+
+
+def test_an_answer_says_that_it_is_in_the_transcript(page, sandbox, prompt):
+    sandbox.script(prompt, ["one "])
+    ask(page, prompt)
+    expect_delivery(page, "In the transcript.")
+    page.reload()
+    expect_delivery(page, "In the transcript.")
+
+
+def test_an_answer_that_is_on_its_way_says_so_and_then_that_it_is_there(page, sandbox, prompt):
+    sandbox.script(prompt, ["one "])
+    tell_deliveries(page, PENDING, PENDING, DELIVERED)
+    ask(page, prompt)
+    expect_delivery(page, "On its way into the transcript…")
+    expect_delivery(page, "In the transcript.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_answer_that_is_held_back_says_why_on_a_narrow_screen_too(open_page, sandbox, prompt, scheme):
+    page = open_page(viewport={"width": 320, "height": 700}, color_scheme=scheme)
+    sandbox.script(prompt, ["one "])
+    tell_deliveries(page, PENDING, PARKED, PARKED, DELIVERED)
+    ask(page, prompt)
+    expect_delivery(page, f"Not in the transcript yet. {PARKED['reason']}")
+    expect(page.locator("#said")).to_have_text(f"Not in the transcript yet. {PARKED['reason']}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert contrast(shown(page).locator(".answer-delivery")) >= 4.5  # WCAG 2.2, 1.4.3
+    expect_delivery(page, "In the transcript.")
+    expect(page.locator("#said")).to_have_text("In the transcript.")
+    assert contrast(shown(page).locator(".answer-delivery")) >= 4.5
+
+
+def contrast(locator):
+    """Of the text with the card behind it, as WCAG 2.2 counts."""
+    colours = locator.evaluate("e => [getComputedStyle(e).color, getComputedStyle(e.parentElement).backgroundColor]")
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        red, green, blue = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_without_a_transcript_nothing_is_said_of_it(start_relay, open_page, sandbox, prompt):
+    page = open_page(start_relay(TRANSCRIPT="off").url)
+    sandbox.script(prompt, ["one "])
+    ask(page, prompt)
+    expect_state(page, "complete")
+    with page.expect_response(re.compile("/streams/[^/]+$")):
+        page.reload()
+    expect_state(page, "complete")
+    expect(shown(page).locator(".answer-delivery")).to_be_hidden()
+
+
+def test_the_page_looks_less_and_less_often_at_what_is_held_up_and_not_for_ever(page):
+    pauses, looks, told = page.evaluate("""async () => {
+        const { Deliveries } = await import("/page/deliveries.js");
+        const pauses = [], looks = [], told = [];
+        const answers = ["a", "b", "c"].map((url) => ({
+            url, hasEnded: true, isSettled: false,
+            set delivery({ state }) { [this.isSettled, this.state] = [state === "delivered", state]; },
+            notFollowed() { told.push([url, this.state]); },
+        }));
+        const wait = window.setTimeout;
+        window.setTimeout = (go, milliseconds) => { pauses.push(milliseconds / 1000); wait(go, 0); };
+        window.fetch = async (url) => {
+            looks.push(url);
+            return Response.json({ transcript: { state: url === "a" ? "delivered" : "pending" } });
+        };
+        new Deliveries(() => answers).follow();
+        while (told.length < 2) await new Promise((resolve) => wait(resolve, 5));
+        return [pauses, looks, told];
+    }""")
+    assert looks == ["a", *["b"] * 25]
+    assert told == [["b", "pending"], ["c", "pending"]]
+    assert pauses[0] <= 0.5
+    assert 7.5 <= pauses[-1] <= 15
+    assert 120 < sum(pauses) < 400
+
+
+# The conversation's name, the focus.
 
 
 def test_the_same_conversation_with_a_space_behind_stays(page, sandbox, prompt):

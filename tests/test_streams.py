@@ -157,6 +157,32 @@ def test_the_state_of_a_failed_stream_says_why(relay, sandbox, prompt):
     assert (state["status"], state["code"], state["text"]) == ("failed", "answer_cut", "t0 t1 t2 ")
 
 
+def test_the_state_tells_how_far_the_transcript_has_it(pair, sandbox, prompt):
+    here, _ = pair
+    sandbox.script(prompt, ["Hel", "lo"], gate=True)
+    stream = here.begin(prompt)
+    for relay in pair:
+        state = until(
+            lambda r=relay: (s := r.state(stream)["transcript"])["cursor"] >= 1 and s, "the first token is there"
+        )
+        assert state["state"] == "pending"
+        assert "reason" not in state
+    sandbox.receipt(prompt, 2)
+    for relay in pair:
+        state = until(
+            lambda r=relay: (s := r.state(stream)["transcript"])["state"] == "delivered" and s, "all is there"
+        )
+        assert state["cursor"] >= 2
+
+
+def test_the_state_tells_that_there_is_no_transcript(start_relay, sandbox, prompt):
+    relay = start_relay(TRANSCRIPT="off")
+    sandbox.script(prompt, ["a"])
+    stream = relay.begin(prompt)
+    relay.follow(stream).finish()
+    assert relay.state(stream)["transcript"] is None
+
+
 def test_the_streams_of_a_conversation_are_listed_oldest_first(pair, sandbox, prompt, conversation):
     here, there = pair
     sandbox.script(prompt, ["a"], gate=True)

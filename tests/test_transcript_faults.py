@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from server.transcript.handshake import Answer, is_accepted, read_answer, request
 
@@ -141,18 +142,26 @@ def test_the_log_says_in_words_why_the_platform_closed(relay, sandbox, prompt, c
     assert lost["detail"] == words
 
 
-def test_a_turn_that_the_journal_has_forgotten_does_not_block_those_after_it(
-    start_relay, sandbox, prompt, conversation
-):
+def test_a_turn_that_is_not_delivered_outlives_its_retention(start_relay, sandbox, prompt, conversation):
     relay = start_relay(RETAIN_SECONDS="0")
     long, short = f"{prompt} long", f"{prompt} short"
     sandbox.script(long, ["word "] * 5000)  # more than a turn holds in memory once it has ended
     sandbox.script(short, TOKENS)
-    sandbox.fault("transcript", "refused_503", retry_after=15)  # by then the journal has forgotten
-    forgotten = relay.ask(long, conversation).finish().id
+    sandbox.fault("transcript", "refused_503", retry_after=12)  # until after a purge
+    relay.ask(long, conversation).finish()
     relay.ask(short, conversation).finish()
-    until(lambda: TEXT in sandbox.text_of(conversation), "the transcript of the next turn", patience=40)
-    assert [e["turn"] for e in incomplete(relay, conversation)] == [forgotten]
+    until(lambda: sandbox.text_of(conversation) == "word " * 5000 + TEXT, "the transcript", patience=40)
+    assert not incomplete(relay, conversation)
+
+
+def test_text_that_nobody_could_deliver_in_time_is_forgotten_with_a_word(start_relay, sandbox, prompt, conversation):
+    relay = start_relay(RETAIN_SECONDS="0", TRANSCRIPT_RETAIN_SECONDS="1")
+    sandbox.script(prompt, TOKENS)
+    sandbox.fault("transcript", "refused_503", calls=100, retry_after=60)
+    turn = relay.ask(prompt, conversation).finish().id
+    (line,) = until(lambda: incomplete(relay, conversation), "the log line", patience=40)
+    assert line["turn"] == turn
+    assert line["level"] == "ERROR"
 
 
 def test_a_journal_that_fails_costs_no_text(sandbox, conversation):
@@ -163,16 +172,16 @@ def test_a_journal_that_fails_costs_no_text(sandbox, conversation):
     assert "secret" not in ended.stderr
 
 
-def test_the_oldest_turn_is_given_up_when_too_many_wait(start_relay, sandbox, prompt, conversation):
+def test_more_conversations_than_may_be_open_all_have_their_turn(start_relay, sandbox, prompt, conversation):
     relay = start_relay(MAX_TURNS="2")
     sandbox.script(prompt, TOKENS)
-    sandbox.fault("transcript", "refused_503", calls=5, retry_after=3)
-    for number in range(5):
-        relay.ask(prompt, f"{conversation}-{number}").finish()
-    for number in range(1, 5):
-        until(lambda n=number: sandbox.text_of(f"{conversation}-{n}") == TEXT, "the transcripts of the later turns")
-    assert incomplete(relay, f"{conversation}-0")
-    assert sandbox.text_of(f"{conversation}-0") == ""
+    sandbox.fault("transcript", "refused_503", calls=6, retry_after=1)
+    names = [f"{conversation}-{number}" for number in range(8)]
+    for name in names:
+        relay.ask(prompt, name).finish()
+    for name in names:
+        until(lambda n=name: sandbox.text_of(n) == TEXT, "the transcript", patience=40)
+    until(lambda: requests.get(f"{relay.url}/healthz", timeout=10).json()["links"] <= 2, "few are open")
 
 
 def test_a_worker_that_stops_says_goodbye_to_its_links(start_sandbox, start_relay, prompt):
@@ -197,9 +206,8 @@ def test_what_a_stopping_worker_could_not_send_is_named(start_relay, sandbox, pr
     relay.process.process.send_signal(signal.SIGTERM)
     assert relay.process.process.wait(20) == 0
     assert time.monotonic() - begin < 10
-    (line,) = incomplete(relay, conversation)
-    assert line["turn"] == result.id
-    assert line["detail"] == "the worker stops"
+    (line,) = lines(relay, conversation, "left to the next worker")
+    assert line["turns"] == result.id
 
 
 @contextmanager

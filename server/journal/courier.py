@@ -12,6 +12,7 @@ from contextlib import suppress
 import gevent
 from gevent.event import Event as Flag
 
+from .. import metrics
 from ..bell import Bell
 from ..errors import StoreUnavailable
 from ..sse import Event
@@ -183,6 +184,7 @@ class Courier:
     def _purge(self) -> None:
         self._journal.purge()
         for delivery in self._journal.outbox.expire():
+            metrics.transcript_turns_expired.inc()
             fields = {"turn": delivery.turn_id, "conversation": delivery.conversation_id, "reason": delivery.reason}
             log.error("transcript incomplete: the rest was not delivered in time, and is forgotten", extra=fields)
 

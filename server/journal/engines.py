@@ -7,20 +7,25 @@ from urllib.parse import unquote, urlsplit
 from ..settings import leave
 from . import Journal
 from .memory import MemoryJournal
-from .sqlite import SqliteJournal, prepare
+from .sqlite import SqliteJournal
+from .sqlite_file import prepare
 
 
-def open_journal(url: str, worker: str, retain: float) -> Journal:
-    """The engine, for one worker; it opens nothing before it is used. `retain` is in seconds after a turn's end."""
+def open_journal(url: str, worker: str, retain: float, retain_undelivered: float) -> Journal:
+    """The engine, for one worker; it opens nothing before it is used.
+
+    `retain` is in seconds after a turn's end; for one that the transcript does not have whole, `retain_undelivered`
+    counts where that is longer.
+    """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
-        return SqliteJournal(sqlite_path(url), worker, retain)
+        return SqliteJournal(sqlite_path(url), worker, retain, retain_undelivered)
     if scheme in ("redis", "rediss"):
         # Not above: gunicorn's master reads this module, and sockets must be patched before Redis' client sees them.
         from .redis import RedisJournal  # noqa: PLC0415
 
-        return RedisJournal(url, worker, retain)
-    return MemoryJournal(worker, retain)
+        return RedisJournal(url, worker, retain, retain_undelivered)
+    return MemoryJournal(worker, retain, retain_undelivered)
 
 
 def prepare_or_exit(url: str) -> None:

@@ -1,45 +1,17 @@
 """The journal in this process's memory: gone with the process, unseen by other processes."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-
-from gevent.event import Event as Flag
 
 from ..sse import Done, Event, Failure, Token
 from . import LEASE, Batch, Entry, News, Wish, closing
+from .memory_outbox import MemoryOutbox
+from .memory_store import Record, Store
+from .outbox import Outbox
 
 MAX_BYTES = 256 * 1024 * 1024  # of kept events; beyond it the turns that ended first are forgotten before their time
 EVENT_BYTES = 120  # an event's Python objects without its text
 NEWS_LIMIT = 512  # events of one turn that `news` brings at once
-MAX_WISHES = 10_000  # that wait for a worker; older ones are dropped
-
-
-@dataclass(slots=True)
-class Record:
-    entry: Entry
-    writer: str
-    key: tuple[str, str] | None
-    events: list[Event] = field(default_factory=list)
-    size: int = 0
-
-
-@dataclass(slots=True)
-class Store:
-    """What the journals of several workers share."""
-
-    records: dict[str, Record] = field(default_factory=dict)
-    keys: dict[tuple[str, str], str] = field(default_factory=dict)  # caller and idempotency key: the turn's id
-    ended: OrderedDict[str, float] = field(default_factory=OrderedDict)  # when, in the order in which turns ended
-    leases: dict[str, float] = field(default_factory=dict)
-    wishes: dict[str, list[tuple[str, Wish]]] = field(default_factory=dict)
-    changed: Flag = field(default_factory=Flag)
-    size: int = 0
-
-    def note_change(self) -> None:
-        changed, self.changed = self.changed, Flag()
-        changed.set()
 
 
 class MemoryJournal:
@@ -51,17 +23,22 @@ class MemoryJournal:
         self,
         worker: str,
         retain: float,
+        retain_undelivered: float,
         clock: Callable[[], float] = time.time,
         store: Store | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        """`retain` is in seconds after a turn's end. Without `store`, the journal has one of its own."""
+        """`retain` and `retain_undelivered` are in seconds after a turn's end.
+
+        Without `store`, the journal has one of its own.
+        """
         self._worker = worker
         self._retain = retain
         self._clock = clock
         self._store = store or Store()
         self._max_bytes = max_bytes
         self._woken = False
+        self.outbox: Outbox = MemoryOutbox(worker, max(retain, retain_undelivered), clock, self._store)
 
     def begin(self, entry: Entry, key: str | None) -> Entry:
         full_key = None if key is None else (entry.caller, key)
@@ -69,9 +46,11 @@ class MemoryJournal:
             return self._store.records[self._store.keys[full_key]].entry
         if entry.id in self._store.records:
             raise ValueError(f"turn {entry.id} exists")
-        self._store.records[entry.id] = Record(entry, self._worker, full_key)
+        record = self._store.records[entry.id] = Record(entry, self._worker, full_key)
         if full_key is not None:
             self._store.keys[full_key] = entry.id
+        if entry.mirrored and entry.conversation_id is not None:
+            self._store.post(record, self._clock())
         return entry
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
@@ -84,8 +63,7 @@ class MemoryJournal:
                     self._keep(record, batch)
         known = self._store.records
         lost = [turn for turn, batch in latest.items() if known[turn].entry.last_id > batch.events[-1].id]
-        while self._store.size > self._max_bytes and self._store.ended:
-            self._forget(next(iter(self._store.ended)))
+        self._store.shrink(self._max_bytes)
         self._store.note_change()
         return lost
 
@@ -102,9 +80,9 @@ class MemoryJournal:
         record = self._store.records.get(turn_id)
         return None if record is None else record.entry
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
         found = [record.entry for record in self._store.records.values()]
-        found = [entry for entry in found if entry.conversation_id == conversation_id]
+        found = [entry for entry in found if entry.conversation_id == conversation_id and entry.caller == caller]
         return sorted(found, key=lambda entry: entry.began)[-limit:]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -130,10 +108,7 @@ class MemoryJournal:
             record = self._store.records.get(turn_id)
             if record is not None and record.entry.running:
                 running.add(turn_id)
-                waiting = self._store.wishes.setdefault(record.writer, [])
-                if (turn_id, wish) not in waiting:
-                    waiting.append((turn_id, wish))
-                    del waiting[:-MAX_WISHES]
+                self._store.wish(record.writer, turn_id, wish)
         self._store.note_change()
         return running
 
@@ -148,9 +123,7 @@ class MemoryJournal:
         orphans = [
             record
             for record in self._store.records.values()
-            if record.entry.running
-            and record.writer != self._worker
-            and not now <= self._store.leases.get(record.writer, 0.0) <= now + LEASE
+            if record.entry.running and record.writer != self._worker and not self._store.lives(record.writer, now)
         ]
         for record in orphans:
             self._keep(record, Batch(record.entry.id, closing(record.entry.reach)))
@@ -162,11 +135,16 @@ class MemoryJournal:
         horizon = self._clock() - self._retain
         old = [turn_id for turn_id, ended in self._store.ended.items() if ended <= horizon]
         for turn_id in old:
-            self._forget(turn_id)
+            self._store.forget(turn_id)
         return len(old)
+
+    def secret(self, proposed: bytes) -> bytes:
+        self._store.secret = self._store.secret or proposed
+        return self._store.secret
 
     def close(self) -> None:
         self._store.leases.pop(self._worker, None)
+        self.outbox.release([name for name, holder in self._store.holders.items() if holder == self._worker])
 
     def _keep(self, record: Record, batch: Batch) -> None:
         fresh = [event for event in batch.events if event.id > record.entry.last_id]
@@ -179,14 +157,7 @@ class MemoryJournal:
         record.entry = record.entry._replace(last_id=fresh[-1].id, reach=batch.reach, status=batch.status)
         if not record.entry.running:
             record.entry = record.entry._replace(ended=self._clock())
-            self._store.ended[record.entry.id] = self._clock()
-
-    def _forget(self, turn_id: str) -> None:
-        del self._store.ended[turn_id]
-        record = self._store.records.pop(turn_id)
-        self._store.size -= record.size
-        if record.key is not None:
-            del self._store.keys[record.key]
+            self._store.note_end(record, self._clock())
 
 
 def event_size(event: Event) -> int:

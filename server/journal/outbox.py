@@ -27,12 +27,15 @@ class Receipt(NamedTuple):
     whole: bool  # whether that is all of the turn's text
 
 
+State = Literal["pending", "parked", "delivered"]
+
+
 class Delivery(NamedTuple):
     """How far a turn's text is on its way into the transcript."""
 
     turn_id: str
     conversation_id: str
-    state: Literal["pending", "parked", "delivered"]
+    state: State
     cursor: int = 0
     reason: str | None = None  # why it is parked
 

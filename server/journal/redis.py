@@ -9,96 +9,73 @@ What is kept where; one hash tag for all, so that a script may touch several key
     {relay}:worker:W           there while the worker's lease holds
     {relay}:workers            set: workers that may have turns that run
     {relay}:running:W          set: these turns
-    {relay}:bell:W             stream: wishes for the worker's turns, and wake-ups
+    {relay}:bell:W             stream: wishes for the worker's turns and conversations, and wake-ups
+    {relay}:outbox             sorted set: undelivered turns by their end; inf for those that run
+    {relay}:queue:CID          list: the conversation's undelivered turns in the order in which they began
+    {relay}:holders            hash: by conversation, the worker that holds it
+    {relay}:held:W             set: the conversations that the worker holds
+    {relay}:holding            set: workers that may hold conversations
+    {relay}:unheld             set: conversations with pending turns that nobody holds
+    {relay}:parked             set: conversations with parked turns
+    {relay}:secret             the relay's own secret
 
-Whatever changes more than one key is a script: Redis does all of it or nothing, and nobody sees it half done. A reply
-can be lost after the deed, so that each may be repeated. It is as durable as that Redis is (`appendfsync`), which must
-not evict (`maxmemory-policy noeviction`): a turn that is thrown out counts as not known any more.
+A mirrored turn's hash has `arrived`, the transcript's cursor; `reason`, where it is parked; `delivered` in the end.
+
+It is as durable as that Redis is (`appendfsync`), which must not evict (`maxmemory-policy noeviction`): a turn that is
+thrown out counts as not known any more.
 """
 
-import contextlib
-import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from ..errors import StoreUnavailable
 from ..sse import Event
 from . import AHEAD, LEASE, Batch, Entry, News, Wish, closing
 from .codec import pack, unpack
+from .outbox import Outbox
+from .redis_client import PIPELINE, TIMEOUT, Client
+from .redis_outbox import RedisOutbox
+from .redis_scripts import TAG, script
 
-TAG = "{relay}:"
 MAX_CONNECTIONS = 16  # of a worker, beside the one that waits for news; who finds none free waits
-POOL_TIMEOUT = 10.0  # seconds to wait for a free connection
-TIMEOUT = 1.0  # seconds for a connection or a reply; a worker whose Redis takes longer is about to lose its lease
-RETRY_AFTER = 2  # seconds after which callers may come back
-HEALTH_INTERVAL = 15  # seconds of silence after which a connection is tried with a PING first: firewalls forget
 NEWS_BLOCK = 5.0  # seconds that one XREAD waits; the socket's timeout lies TIMEOUT above it
 NEWS_BATCHES = 512  # that one `news` brings, for all turns that it follows; at least one each
 READ_BATCHES = 64  # that one XRANGE brings; a batch is a quarter of a second of one answer
-APPEND_BATCHES = 100  # in one pipeline: some milliseconds of packing, after which other greenlets have their turn
 ORPHANS = 500  # turns that one call ends; Redis does nothing else meanwhile
+GIVE_UP = 500  # conversations that one script gives up
 BELL_LENGTH = 10_000  # wishes that wait for one worker; beyond it the oldest go
+SECRET = f"{TAG}secret"
 BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
 # Milliseconds for which a conversation knows its turns beyond their retention, from the last beginning on: no turn
 # takes so long. Turns that are gone go from it when it is read.
 CONVERSATION_SPARE = 86_400_000
 
-
-class Script(NamedTuple):
-    text: str
-    sha: str
-
-
-def script(text: str) -> Script:
-    text = FINISH + text
-    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-# Writes that a full Redis refuses (XADD, HSET) come first in each script: it refuses before anything has changed.
-# Keys whose names only the store knows cannot be declared; the hash tag puts them on the same node.
-FINISH = """
-local tag = '{relay}:'
-
-local function finish(turn, events, worker, id, retain)
-  local now = redis.call('TIME')
-  redis.call('HSET', turn, 'ended', now[1] .. '.' .. string.format('%06d', now[2]))
-  redis.call('SREM', tag .. 'running:' .. worker, id)
-  local key = redis.call('HGET', turn, 'key')
-  if key then redis.call('PEXPIRE', key, retain) end
-  redis.call('PEXPIRE', turn, retain)
-  redis.call('PEXPIRE', events, retain)
-end
-
-local function interrupt(id, worker, by, reach, status, text, retain)
-  local turn, events = tag .. 'turn:' .. id, tag .. 'events:' .. id
-  reach = math.max(reach, tonumber(redis.call('HGET', turn, 'reach')))
-  local last = string.format('%.0f', reach + 2)
-  redis.call('XADD', events, last .. '-0', 'first', string.format('%.0f', reach + 1), 'events', text)
-  redis.call('HSET', turn, 'last_id', last, 'reach', last, 'status', status, 'worker', by)
-  finish(turn, events, worker, id, retain)
-end
-"""
-
 BEGIN = script("""
-local turn, running, workers, key, conversation = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local id, worker, began, expiry = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local turn, running, workers, key, conversation, queue = unpack(KEYS)
+local id, worker, began, expiry, name, length, bell_expiry = unpack(ARGV, 1, 7)
 local earlier = redis.call('GET', key)
 if earlier then
   local found = redis.call('HGETALL', tag .. 'turn:' .. earlier)
   if #found > 0 then return {earlier, found} end
 end
 if redis.call('EXISTS', turn) == 0 then
-  redis.call('HSET', turn, unpack(ARGV, 5))
+  redis.call('HSET', turn, unpack(ARGV, 8))
   redis.call('SADD', workers, worker)
   redis.call('SADD', running, id)
   if key ~= tag .. 'none' then redis.call('SET', key, id) end
   if conversation ~= tag .. 'none' then
     redis.call('ZADD', conversation, began, id)
     redis.call('PEXPIRE', conversation, expiry)
+  end
+  if queue ~= tag .. 'none' then
+    redis.call('RPUSH', queue, id)
+    redis.call('ZADD', tag .. 'outbox', 'inf', id)
+    local holder = redis.call('HGET', tag .. 'holders', name)
+    if not holder then
+      redis.call('SADD', tag .. 'unheld', name)
+    elseif holder ~= worker and alive(holder) then
+      ring(holder, name, 'deliver', length, bell_expiry)
+    end
   end
 end
 return {id, redis.call('HGETALL', turn)}
@@ -109,9 +86,13 @@ return {id, redis.call('HGETALL', turn)}
 UNDO = script("""
 local turn, key, conversation = KEYS[1], KEYS[2], KEYS[3]
 local id, worker, status, text, retain = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local found = redis.call('HMGET', turn, 'worker', 'last_id')
+local found = redis.call('HMGET', turn, 'worker', 'last_id', 'conversation_id')
 if found[1] == worker and found[2] == '0' then
   interrupt(id, worker, '', 0, status, text, retain)
+  if redis.call('ZSCORE', tag .. 'outbox', id) then
+    take_out(id, found[3], retain)
+    redis.call('HDEL', turn, 'mirrored')
+  end
   if redis.call('GET', key) == id then redis.call('DEL', key) end
   redis.call('ZREM', conversation, id)
 end
@@ -138,18 +119,15 @@ return 0
 """)
 
 TURNS_OF = script("""
-local conversation, limit = KEYS[1], tonumber(ARGV[1])
+local conversation, caller, limit = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local entries, at = {}, 0
 repeat
   local ids = redis.call('ZREVRANGE', conversation, at, at + limit - #entries - 1)
   for _, id in ipairs(ids) do
-    local found = redis.call('HGETALL', tag .. 'turn:' .. id)
-    if #found > 0 then
-      table.insert(entries, {id, found})
-      at = at + 1
-    else
-      redis.call('ZREM', conversation, id)
-    end
+    local turn = tag .. 'turn:' .. id
+    local by = redis.call('HGET', turn, 'caller')
+    if by then at = at + 1 else redis.call('ZREM', conversation, id) end
+    if by == caller then table.insert(entries, {id, redis.call('HGETALL', turn)}) end
   end
 until #ids == 0 or #entries >= limit
 return entries
@@ -162,9 +140,7 @@ for n, turn in ipairs(KEYS) do
   local id = ARGV[3 + n]
   local found = redis.call('HMGET', turn, 'worker', 'status')
   if found[2] == 'running' then
-    local bell = tag .. 'bell:' .. found[1]
-    redis.call('XADD', bell, 'MAXLEN', '~', length, '*', 'turn', id, 'wish', wish)
-    redis.call('PEXPIRE', bell, expiry)
+    ring(found[1], id, wish, length, expiry)
     table.insert(running, id)
   end
 end
@@ -193,10 +169,12 @@ end
 return ended
 """)
 
+# Returns how many conversations it has given up; to be repeated until there are none.
 CLOSE = script("""
 local lease, bell, running, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 redis.call('DEL', lease, bell)
 if redis.call('EXISTS', running) == 0 then redis.call('SREM', workers, ARGV[1]) end
+return give_up_some(ARGV[1], ARGV[2])
 """)
 
 
@@ -205,12 +183,15 @@ class RedisJournal:
 
     shared_fate = False  # one worker's way there may be cut
 
-    def __init__(self, url: str, worker: str, retain: float) -> None:
-        """`worker` is this worker's name, that no other ever had; `retain` is in seconds after a turn's end."""
+    def __init__(self, url: str, worker: str, retain: float, retain_undelivered: float) -> None:
+        """`worker` is this worker's name, that no other ever had; both times are in seconds after a turn's end."""
+        keep = max(retain, retain_undelivered)
         self._worker = worker
         self._retain = max(1, int(retain * 1000))
-        self._redis = connect(url, TIMEOUT, MAX_CONNECTIONS)
-        self._waiting = connect(url, NEWS_BLOCK + TIMEOUT, 1)
+        self._keep = max(1, int(keep * 1000))
+        self._client = Client(url, TIMEOUT, MAX_CONNECTIONS)
+        self._waiting = Client(url, NEWS_BLOCK + TIMEOUT, 1)
+        self.outbox: Outbox = RedisOutbox(self._client, worker, self._retain, keep)
         self._bell = f"{TAG}bell:{worker}"
         self._heard = "0-0"  # the last of the bell's entries that was read
         self._doubtful: dict[str, tuple[str, str]] = {}  # turns whose `begin` may have failed; see UNDO
@@ -218,12 +199,14 @@ class RedisJournal:
     def begin(self, entry: Entry, key: str | None) -> Entry:
         self._undo()
         place, conversation = place_of(entry.caller, key), conversation_of(entry.conversation_id)
-        keys = [f"{TAG}turn:{entry.id}", self._running, f"{TAG}workers", place, conversation]
+        name = entry.conversation_id
+        queue = f"{TAG}queue:{name}" if entry.mirrored and name is not None else f"{TAG}none"
+        keys = [f"{TAG}turn:{entry.id}", self._running, f"{TAG}workers", place, conversation, queue]
         fields = fields_of(entry) | {"worker": self._worker} | ({} if key is None else {"key": place})
-        expiry = self._retain + CONVERSATION_SPARE
-        args = [entry.id, self._worker, entry.began, expiry, *(part for field in fields.items() for part in field)]
+        mine = [entry.id, self._worker, entry.began, self._keep + CONVERSATION_SPARE]
+        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *(part for field in fields.items() for part in field)]
         try:
-            found = self._call(BEGIN, keys, args)
+            found = self._client.call(BEGIN, keys, args)
         except StoreUnavailable:
             self._doubtful[entry.id] = place, conversation
             raise
@@ -231,10 +214,10 @@ class RedisJournal:
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
         lost = []
-        for at in range(0, len(batches), APPEND_BATCHES):
-            part = batches[at : at + APPEND_BATCHES]
+        for at in range(0, len(batches), PIPELINE):  # some milliseconds of packing, then others have their turn
+            part = batches[at : at + PIPELINE]
             calls = [(self._append_keys(batch), self._append_args(batch)) for batch in part]
-            verdicts = self._call_all(APPEND, calls)
+            verdicts = self._client.call_all(APPEND, calls)
             lost += [batch.turn_id for batch, verdict in zip(part, verdicts, strict=True) if verdict]
         return lost
 
@@ -242,22 +225,18 @@ class RedisJournal:
         events: list[Event] = []
         while len(events) < limit:
             begin = f"({events[-1].id if events else after}-0"
-            with reaching():
-                entries = self._redis.execute_command(
-                    "XRANGE", f"{TAG}events:{turn_id}", begin, "+", "COUNT", READ_BATCHES
-                )
+            entries = self._client.execute("XRANGE", f"{TAG}events:{turn_id}", begin, "+", "COUNT", READ_BATCHES)
             events += joined(entries, events[-1].id if events else after)
             if len(entries) < READ_BATCHES:
                 break
         return events[:limit]
 
     def find(self, turn_id: str) -> Entry | None:
-        with reaching():
-            found = self._redis.execute_command("HGETALL", f"{TAG}turn:{turn_id}")
+        found = self._client.execute("HGETALL", f"{TAG}turn:{turn_id}")
         return entry_of(turn_id, found) if found else None
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
-        found = self._call(TURNS_OF, [conversation_of(conversation_id)], [limit])
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
+        found = self._client.call(TURNS_OF, [conversation_of(conversation_id)], [caller, limit])
         return [entry_of(*entry) for entry in reversed(found)]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -266,10 +245,9 @@ class RedisJournal:
         # BLOCK 0 would wait for ever.
         block = ["BLOCK", max(1, int(min(timeout, NEWS_BLOCK) * 1000))] if timeout > 0 else []
         behind = [f"{cursor}-0" for cursor in cursors.values()]
-        with reaching():
-            found = self._waiting.execute_command(
-                "XREAD", "COUNT", count, *block, "STREAMS", self._bell, *turns, self._heard, *behind
-            )
+        found = self._waiting.execute(
+            "XREAD", "COUNT", count, *block, "STREAMS", self._bell, *turns, self._heard, *behind
+        )
         events: dict[str, list[Event]] = {}
         wishes: dict[tuple[str, Wish], None] = {}
         for stream, entries in found or ():
@@ -281,48 +259,53 @@ class RedisJournal:
         return News(events, list(wishes))
 
     def wake(self) -> None:
-        with reaching(), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.execute_command("XADD", self._bell, "MAXLEN", "~", BELL_LENGTH, "*", "wake", "")
-            pipeline.execute_command("PEXPIRE", self._bell, BELL_EXPIRY)
-            pipeline.execute()
+        self._client.execute_all(
+            ["XADD", self._bell, "MAXLEN", "~", BELL_LENGTH, "*", "wake", ""], ["PEXPIRE", self._bell, BELL_EXPIRY]
+        )
 
     def ask(self, turn_ids: Collection[str], wish: Wish) -> Collection[str]:
         wanted = list(turn_ids)
         if not wanted:
             return []
         keys = [f"{TAG}turn:{turn_id}" for turn_id in wanted]
-        told: list[str] = self._call(ASK, keys, [wish, BELL_LENGTH, BELL_EXPIRY, *wanted])
+        told: list[str] = self._client.call(ASK, keys, [wish, BELL_LENGTH, BELL_EXPIRY, *wanted])
         return told
 
     def renew(self) -> bool:
         lease = ["SET", f"{TAG}worker:{self._worker}", "1", "PX", int(LEASE * 1000)]
-        with reaching():
-            unbroken = self._redis.execute_command(*lease, "XX")
-            if not unbroken:
-                self._redis.execute_command(*lease)
+        unbroken = self._client.execute(*lease, "XX")
+        if not unbroken:
+            self._client.execute(*lease)
         self._undo()
         return bool(unbroken)
 
     def interrupt_orphans(self) -> Collection[str]:
         args = [self._worker, *CLOSING, self._retain, ORPHANS]
-        ended: list[str] = self._call(INTERRUPT, [f"{TAG}workers"], args)
+        ended: list[str] = self._client.call(INTERRUPT, [f"{TAG}workers"], args)
         return ended
 
     def purge(self) -> int:
         return 0  # Redis lets go of what has ended by itself
 
+    def secret(self, proposed: bytes) -> bytes:
+        # A full Redis refuses to SET: it is asked only where there is none.
+        while (kept := self._client.execute("GET", SECRET)) is None:
+            self._client.execute("SET", SECRET, proposed, "NX")
+        return str(kept).encode()
+
     def close(self) -> None:
         keys = [f"{TAG}worker:{self._worker}", self._bell, self._running, f"{TAG}workers"]
         try:
-            self._call(CLOSE, keys, [self._worker])
+            while self._client.call(CLOSE, keys, [self._worker, GIVE_UP]):
+                pass
         finally:
-            self._redis.close()
+            self._client.close()
             self._waiting.close()
 
     def _undo(self) -> None:
         for turn_id, (place, conversation) in list(self._doubtful.items()):
             args = [turn_id, self._worker, *CLOSING, self._retain]
-            self._call(UNDO, [f"{TAG}turn:{turn_id}", place, conversation], args)
+            self._client.call(UNDO, [f"{TAG}turn:{turn_id}", place, conversation], args)
             self._doubtful.pop(turn_id, None)
 
     @property
@@ -337,58 +320,6 @@ class RedisJournal:
         mine = [batch.turn_id, self._worker, first, last, reach, batch.status, text, self._retain]
         return [*mine, last + AHEAD, *CLOSING]
 
-    def _call(self, wanted: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        return self._call_all(wanted, [(keys, args)])[0]
-
-    def _call_all(self, wanted: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """One script for each keys and arguments, in one round trip."""
-        with reaching():
-            results = self._send(wanted, calls)
-            if any(isinstance(result, redis.exceptions.NoScriptError) for result in results):
-                self._redis.execute_command("SCRIPT LOAD", wanted.text)  # a Redis that was restarted knows none
-                results = self._send(wanted, calls)
-            failure = next((result for result in results if isinstance(result, Exception)), None)
-            if isinstance(failure, redis.exceptions.ReadOnlyError):
-                # After a failover this may be the old primary; new connections find the new one.
-                self._redis.connection_pool.disconnect(inuse_connections=False)
-            if failure is not None:
-                raise failure
-        return results
-
-    def _send(self, wanted: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for keys, args in calls:
-                pipeline.execute_command("EVALSHA", wanted.sha, len(keys), *keys, *args)
-            results: list[Any] = pipeline.execute(raise_on_error=False)
-        return results
-
-
-def connect(url: str, timeout: float, size: int) -> redis.Redis:
-    """A client with a pool of its own; `timeout` is in seconds, for a reply. The URL's query overrides all of this."""
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=size,
-        timeout=POOL_TIMEOUT,
-        socket_connect_timeout=TIMEOUT,
-        socket_timeout=timeout,
-        health_check_interval=HEALTH_INTERVAL,
-        decode_responses=True,
-        protocol=2,
-        driver_info=None,  # one round trip less for each connection
-        # Once more at once, for connections that Redis or a firewall has closed; the caller waits and tries again.
-        retry=Retry(NoBackoff(), 1, (redis.exceptions.ConnectionError,)),
-    )
-    return redis.Redis.from_pool(pool)
-
-
-@contextlib.contextmanager
-def reaching() -> Iterator[None]:
-    """Whatever Redis or the way to it says becomes StoreUnavailable: texts can hold the URL and its password."""
-    try:
-        yield
-    except (redis.exceptions.RedisError, OSError) as error:
-        raise StoreUnavailable(detail=type(error).__name__, retry_after=RETRY_AFTER) from None
-
 
 def place_of(caller: str, key: str | None) -> str:
     """Where the turn of an idempotency key stands; the length keeps callers apart whatever they are called."""
@@ -400,7 +331,7 @@ def conversation_of(conversation_id: str | None) -> str:
 
 
 def fields_of(entry: Entry) -> dict[str, Any]:
-    fields = entry._asdict()
+    fields = entry._asdict() | {"mirrored": 1 if entry.mirrored else None}
     return {name: value for name, value in fields.items() if name != "id" and value is not None}
 
 
@@ -417,6 +348,7 @@ def entry_of(turn_id: str, found: Mapping[str, str] | Sequence[str]) -> Entry:
         int(fields["last_id"]),
         int(fields["reach"]),
         float(fields["ended"]) if "ended" in fields else None,
+        "mirrored" in fields,
     )
 
 

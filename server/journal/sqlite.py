@@ -5,57 +5,29 @@ flush, not one a token; calls to `begin` that come while a transaction runs go i
 synchronous=NORMAL survives kill -9 of any process; a power cut can take the last moments.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gevent
-from gevent.threadpool import ThreadPool
 
-from ..errors import StoreUnavailable
 from ..sse import Event
-from . import LEASE, RENEW_INTERVAL, RUNNING, Batch, Entry, News, Wish, closing
+from . import LEASE, RUNNING, Batch, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .group import Group
+from .outbox import Outbox
+from .sqlite_file import FAR_LEASE, PURGE_LIMIT, Channel, connect, forget, judges, unavailable
+from .sqlite_outbox import SqliteOutbox, give_up_all, post, purge_holders
 
-T = TypeVar("T")
-
-BUSY_TIMEOUT = (
-    1.0  # seconds that a transaction waits for another's; a worker's takes milliseconds, a backup may hold on
-)
 POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn of another worker
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
 NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
-FAR_LEASE = LEASE + 1.0  # seconds; no lease ends later than so long from now, but for a clock that was set back
-FRESH = 2 * RENEW_INTERVAL  # seconds since its own renewal in which a worker may judge others
 FAR = 1 << 62  # behind every cursor
-PURGE_LIMIT = 500  # turns a transaction
 DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
-SCHEMA = [  # one script a version; PRAGMA user_version counts those that were run
-    """
-    CREATE TABLE turns (
-        id TEXT PRIMARY KEY, conversation TEXT, caller TEXT NOT NULL, key TEXT, fingerprint TEXT NOT NULL,
-        worker TEXT NOT NULL, began REAL NOT NULL, ended REAL, status TEXT NOT NULL,
-        last_id INTEGER NOT NULL, reach INTEGER NOT NULL
-    ) WITHOUT ROWID;
-    CREATE UNIQUE INDEX turns_by_key ON turns (caller, key) WHERE key IS NOT NULL;
-    CREATE INDEX turns_by_conversation ON turns (conversation, began) WHERE conversation IS NOT NULL;
-    CREATE INDEX turns_running ON turns (worker) WHERE status = 'running';
-    CREATE INDEX turns_ended ON turns (ended) WHERE ended IS NOT NULL;
-    CREATE TABLE batches (
-        turn TEXT NOT NULL, last_id INTEGER NOT NULL, first_id INTEGER NOT NULL, events TEXT NOT NULL,
-        PRIMARY KEY (turn, last_id)
-    ) WITHOUT ROWID;
-    CREATE TABLE workers (id TEXT PRIMARY KEY, lease REAL NOT NULL) WITHOUT ROWID;
-    CREATE TABLE wishes (
-        worker TEXT NOT NULL, turn TEXT NOT NULL, wish TEXT NOT NULL, PRIMARY KEY (worker, turn, wish)
-    ) WITHOUT ROWID;
-    """,
-]
-ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended"  # the fields of Entry, in order
+# The fields of Entry, in order.
+ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended, mirrored"
 MINE = "id = :turn AND worker = :worker AND status = 'running'"
 
 
@@ -64,14 +36,22 @@ class SqliteJournal:
 
     shared_fate = True  # one disk, one lock
 
-    def __init__(self, path: Path, worker: str, retain: float, clock: Callable[[], float] = time.time) -> None:
-        """`retain` is in seconds after a turn's end; `clock` must be the same for all workers."""
+    def __init__(
+        self,
+        path: Path,
+        worker: str,
+        retain: float,
+        retain_undelivered: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`retain` and `retain_undelivered` are in seconds after a turn's end; `clock` is the same for all workers."""
         self._path = path
         self._worker = worker
         self._retain = retain
         self._clock = clock
         self._writing = Channel(path)
         self._reading = Channel(path)
+        self.outbox: Outbox = SqliteOutbox(self._writing, self._reading, worker, max(retain, retain_undelivered), clock)
         self._watching: sqlite3.Connection | None = None
         self._version = -1
         self._seen: dict[str, int] = {}  # by turn, the cursor behind which that version holds nothing
@@ -103,12 +83,14 @@ class SqliteJournal:
     def find(self, turn_id: str) -> Entry | None:
         select = f"SELECT {ENTRY} FROM turns WHERE id = ?"  # noqa: S608
         row = self._reading.read(lambda connection: connection.execute(select, (turn_id,)).fetchone())
-        return None if row is None else Entry(*row)
+        return None if row is None else entry_of(row)
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
-        select = f"SELECT {ENTRY} FROM turns WHERE conversation = ? ORDER BY began DESC, id LIMIT ?"  # noqa: S608
-        rows = self._reading.read(lambda connection: connection.execute(select, (conversation_id, limit)).fetchall())
-        return [Entry(*row) for row in reversed(rows)]
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
+        wanted = "conversation = ? AND caller = ? ORDER BY began DESC, id LIMIT ?"
+        select = f"SELECT {ENTRY} FROM turns WHERE {wanted}"  # noqa: S608
+        values = (conversation_id, caller, limit)
+        rows = self._reading.read(lambda connection: connection.execute(select, values).fetchall())
+        return [entry_of(row) for row in reversed(rows)]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
         deadline = time.monotonic() + timeout
@@ -152,10 +134,14 @@ class SqliteJournal:
         now = self._clock()
         return self._writing.write(lambda connection: purge(connection, now - self._retain, now - DEAD_WORKER))
 
+    def secret(self, proposed: bytes) -> bytes:
+        # A full disk refuses to write: nothing is written where there is one.
+        kept = self._reading.read(secret_of)
+        return kept or self._writing.write(lambda connection: keep_secret(connection, proposed))
+
     def close(self) -> None:
-        delete = "DELETE FROM workers WHERE id = ?"
         try:
-            self._writing.write(lambda connection: connection.execute(delete, (self._worker,)).rowcount)
+            self._writing.write(lambda connection: leave(connection, self._worker))
         finally:
             self._writing.close()
             self._reading.close()
@@ -163,7 +149,9 @@ class SqliteJournal:
                 self._watching.close()
 
     def _begin_all(self, asked: Sequence[tuple[Entry, str | None]]) -> list[Entry]:
-        return self._writing.write(lambda connection: [begin(connection, self._worker, *one) for one in asked])
+        return self._writing.write(
+            lambda connection: [begin(connection, self._worker, *one, self._clock()) for one in asked]
+        )
 
     def _data_version(self) -> int:
         """Changes with every transaction of another connection. Takes microseconds: no thread for it."""
@@ -184,99 +172,21 @@ class SqliteJournal:
         return News(events, wishes)
 
 
-class Channel:
-    """One connection, used by one thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._thread = ThreadPool(1)
-        self._connection: sqlite3.Connection | None = None
-
-    def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `job`. Raises StoreUnavailable."""
-        return self._run(job)
-
-    def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `job` in one transaction. Raises StoreUnavailable, having changed nothing."""
-        return self._run(lambda connection: in_transaction(connection, job))
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._thread.apply(self._connection.close)
-        self._thread.kill()
-
-    def _run(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        result, error = self._thread.apply(self._try, (job,))
-        if error is not None:
-            raise unavailable(error) from None
-        return result  # type: ignore[no-any-return]  # gevent's pool has no types
-
-    def _try(self, job: Callable[[sqlite3.Connection], T]) -> tuple[T | None, Exception | None]:
-        # gevent prints what is raised in a thread: errors come back as values.
-        try:
-            if self._connection is None:
-                self._connection = connect(self._path)
-            return job(self._connection), None
-        except (sqlite3.Error, OSError) as error:
-            return None, error
-
-
-def unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(detail=f"{type(error).__name__}: {error}", retry_after=2)
-
-
-def prepare(path: Path) -> None:
-    """Makes the file, for its owner's eyes alone, and brings its tables up to date. Raises OSError or sqlite3.Error."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        in_transaction(connection, migrate)
-    finally:
-        connection.close()
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(SCHEMA):
-        raise sqlite3.DatabaseError(f"the file is of a newer version ({version}) than this server ({len(SCHEMA)})")
-    for number, script in enumerate(SCHEMA[version:], version + 1):
-        for statement in script.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {number}")
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        prepare(path)
-    # The pool's one thread may be replaced by another: never two at a time.
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def in_transaction(connection: sqlite3.Connection, job: Callable[[sqlite3.Connection], T]) -> T:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        result = job(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return result
-
-
-def begin(connection: sqlite3.Connection, worker: str, entry: Entry, key: str | None) -> Entry:
+def begin(connection: sqlite3.Connection, worker: str, entry: Entry, key: str | None, now: float) -> Entry:
     fields = (*entry, worker, key)
     insert = f"INSERT INTO turns ({ENTRY}, worker, key) VALUES ({', '.join('?' * len(fields))})"  # noqa: S608
     if key is not None:
         insert += " ON CONFLICT (caller, key) WHERE key IS NOT NULL DO NOTHING"
     if connection.execute(insert, fields).rowcount == 1:
+        if entry.mirrored and entry.conversation_id is not None:
+            post(connection, worker, entry, now)
         return entry
     select = f"SELECT {ENTRY} FROM turns WHERE caller = ? AND key = ?"  # noqa: S608
-    return Entry(*connection.execute(select, (entry.caller, key)).fetchone())
+    return entry_of(connection.execute(select, (entry.caller, key)).fetchone())
+
+
+def entry_of(row: Sequence[Any]) -> Entry:
+    return Entry(*row)._replace(mirrored=bool(row[-1]))
 
 
 def append_rows(connection: sqlite3.Connection, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -337,9 +247,8 @@ def orphans(connection: sqlite3.Connection, worker: str, now: float) -> list[tup
 
 def interrupt_orphans(connection: sqlite3.Connection, worker: str, clock: Callable[[], float]) -> list[str]:
     now = clock()
-    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease >= ?"
-    if connection.execute(renewed, (worker, now + LEASE - FRESH)).fetchone() is None:
-        return []  # this transaction has waited for its turn; the living could not renew meanwhile either
+    if not judges(connection, worker, now):
+        return []
     found = orphans(connection, worker, now)
     for turn_id, reach in found:
         batch = Batch(turn_id, closing(reach))
@@ -352,9 +261,25 @@ def interrupt_orphans(connection: sqlite3.Connection, worker: str, clock: Callab
 
 
 def purge(connection: sqlite3.Connection, ended_before: float, lease_before: float) -> int:
-    select = "SELECT id FROM turns WHERE ended <= ? LIMIT ?"
-    old = connection.execute(select, (ended_before, PURGE_LIMIT)).fetchall()
-    for table, column in (("batches", "turn"), ("wishes", "turn"), ("turns", "id")):
-        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", old)  # noqa: S608
-    connection.execute("DELETE FROM workers WHERE lease < ?", (lease_before,))
+    select = "SELECT id FROM turns WHERE ended <= ? AND place IS NULL LIMIT ?"
+    old = [turn_id for (turn_id,) in connection.execute(select, (ended_before, PURGE_LIMIT))]
+    forget(connection, old)
+    purge_holders(connection, lease_before)
     return len(old)
+
+
+def secret_of(connection: sqlite3.Connection) -> bytes:
+    row = connection.execute("SELECT secret FROM secrets").fetchone()
+    return b"" if row is None else bytes(row[0])
+
+
+def keep_secret(connection: sqlite3.Connection, proposed: bytes) -> bytes:
+    connection.execute("INSERT OR IGNORE INTO secrets VALUES (1, ?)", (proposed,))
+    return secret_of(connection)
+
+
+def leave(connection: sqlite3.Connection, worker: str) -> None:
+    """Gives up the lease and all that hangs on it."""
+    give_up_all(connection, worker)
+    connection.execute("DELETE FROM wishes WHERE worker = ?", (worker,))
+    connection.execute("DELETE FROM workers WHERE id = ?", (worker,))

@@ -13,6 +13,11 @@ const ENDINGS = {
   content_filter: "The gateway's content filter ended the answer.",
   tool_calls: "The model asked for a tool, which this page does not have.",
 };
+const DELIVERIES = {
+  delivered: "In the transcript.",
+  pending: "On its way into the transcript…",
+  parked: "Not in the transcript yet.",
+};
 const ELSEWHERE = "Asked elsewhere.";
 
 export class Answer {
@@ -25,7 +30,8 @@ export class Answer {
   isMine = false; // asked or stopped on this page
   isWhole = true; // once the answer has ended: whether `text` is all of it
   element = document.createElement("li");
-  #question = null; #asked; #box; #text; #note; #countdown; #unwritten = ""; #frame = 0; #stopping = false; #onChange;
+  #question = null; #asked; #box; #text; #note; #way; #delivery; #onChange;
+  #countdown; #unwritten = ""; #frame = 0; #stopping = false;
 
   /**
    * `question` is null where it is not known; `state` is `waiting`, or `loading` for an old answer. `onChange` is
@@ -37,7 +43,8 @@ export class Answer {
     this.#box = made("div", "answer");
     this.#text = made("p", "answer-text");
     this.#note = made("p", "answer-note");
-    this.#box.append(this.#text, this.#note);
+    this.#way = made("p", "answer-delivery");
+    this.#box.append(this.#text, this.#note, this.#way);
     this.element.append(this.#asked, this.#box);
     this.question = question;
     this.show(state);
@@ -55,6 +62,25 @@ export class Answer {
   get note() { return this.#note.textContent; }
   get hasEnded() { return ENDS.has(this.state); }
   get canStop() { return !this.hasEnded && this.state !== "loading" && !this.#stopping; }
+
+  /** Whether no more is to be learned of its way into the transcript. */
+  get isSettled() { return this.#delivery === null || this.#delivery?.state === "delivered"; }
+
+  /** Its way into the transcript, as the server tells it: {state, reason}; null when it has none. */
+  set delivery(delivery) {
+    const wasParked = this.#delivery?.state === "parked";
+    const isParked = delivery?.state === "parked";
+    this.#delivery = delivery;
+    this.#way.dataset.state = delivery?.state ?? "none";
+    const words = delivery === null ? "" : DELIVERIES[delivery.state];
+    this.#tellWay(isParked && delivery.reason ? `${words} ${delivery.reason}` : words);
+    if (isParked !== wasParked) say(this.#way.textContent); // what goes well needs no words
+  }
+
+  /** No one looks any more how far it is. */
+  notFollowed() {
+    if (this.#delivery?.state === "pending") this.#tellWay("Not in the transcript when last looked.");
+  }
 
   show(state, note = "") {
     clearInterval(this.#countdown);
@@ -139,6 +165,10 @@ export class Answer {
   #goOn(note = "") {
     if (this.#stopping) this.show("stopping", "Stopping…");
     else this.show(this.text ? "streaming" : "waiting", note);
+  }
+
+  #tellWay(words) {
+    if (this.text && this.#way.textContent !== words) keepingEnd(() => { this.#way.textContent = words; });
   }
 
   /** All tokens of a frame are one write; nothing that was written is written again. */

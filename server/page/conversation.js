@@ -1,6 +1,7 @@
 /** One conversation: its answers in order, asking on, stopping, and noticing what is asked elsewhere. */
 
 import { Answer } from "./answer.js";
+import { Deliveries } from "./deliveries.js";
 import { keepingEnd, say, showEnd } from "./elements.js";
 import { keepQuestion, questionOf } from "./questions.js";
 import { begin, cancel, list, look, pause, persist, Refusal } from "./server.js";
@@ -13,6 +14,7 @@ const MAX_CHARS = 100_000; // in all these messages; half of what the server tak
 export class Conversation {
   answers = []; // oldest first
   #place; #hears; #loaded; #timer; #asking = false; #looking = false; #failures = 0; #left = false;
+  #deliveries = new Deliveries(() => this.answers);
 
   /** `hears` is told by its methods: changed; finished, with an answer that was not old; trouble, with words or none. */
   constructor(id, place, hears) {
@@ -27,6 +29,7 @@ export class Conversation {
   leave() {
     this.#left = true;
     clearTimeout(this.#timer);
+    this.#deliveries.leave();
     for (const { stream } of this.answers) stream?.close();
   }
 
@@ -179,7 +182,9 @@ export class Conversation {
 
   async #load(answer) {
     try {
-      answer.ended(await persist(() => look(answer.url)));
+      const state = await persist(() => look(answer.url));
+      answer.ended(state);
+      answer.delivery = state.transcript ?? null;
     } catch (refusal) {
       answer.gaveUp(explain(refusal));
     }
@@ -196,6 +201,7 @@ export class Conversation {
 
   #heard(answer) {
     if (this.#left) return;
+    if (answer.hasEnded) this.#deliveries.follow();
     if (answer.hasEnded && (answer.isMine || answer.stream)) this.#hears.finished(answer);
     this.#hears.changed();
   }

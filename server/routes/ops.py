@@ -1,9 +1,10 @@
-"""For those who run the server: is it well?"""
+"""For those who run the server: is it well, and how much does it do?"""
 
 import os
 
-from flask import Blueprint, Response, current_app, jsonify
+from flask import Blueprint, Response, current_app, jsonify, request
 
+from .. import metrics
 from ..relay import Relay
 
 routes = Blueprint("ops", __name__)
@@ -21,3 +22,10 @@ def healthz() -> tuple[Response, int]:
         "links": relay.transcript.open if relay.transcript is not None else 0,
     }
     return jsonify(state), 503 if draining else 200
+
+
+@routes.get("/metrics")
+def show_metrics() -> Response:
+    """The metrics of all workers, for Prometheus."""
+    body, content_type = metrics.exposition(request.headers.get("Accept", ""))
+    return Response(body, content_type=content_type, headers={"Cache-Control": "no-store"})

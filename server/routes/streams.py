@@ -90,8 +90,7 @@ def list_streams(conversation_id: str) -> Response:
             "began": entry.began,
             "ended": entry.ended,
         }
-        for entry in relay.turns.turns_of(conversation_id)
-        if caller.owns(entry)
+        for entry in relay.turns.turns_of(conversation_id, caller.name)
     ]
     return uncached(jsonify(streams=streams))
 
@@ -175,6 +174,7 @@ def shown(relay: Relay, entry: Entry) -> Response:
         "last_event_id": last.id if last else 0,
         "began": entry.began,
         "ended": entry.ended,
+        "transcript": delivery_of(relay, entry),
     }
     if isinstance(last, Done):
         state |= {"finish_reason": last.finish_reason, "usage": last.usage}
@@ -182,6 +182,15 @@ def shown(relay: Relay, entry: Entry) -> Response:
         if isinstance(event, Failure):
             state |= {"error": event.error, "code": event.code}
     return uncached(jsonify(state))
+
+
+def delivery_of(relay: Relay, entry: Entry) -> dict[str, Any] | None:
+    """How far the text is on its way into the transcript; None for one that does not go there."""
+    delivery = relay.turns.delivery(entry.id)
+    if delivery is None:
+        return None
+    state = {"state": delivery.state, "cursor": delivery.cursor}
+    return state if delivery.reason is None else state | {"reason": delivery.reason}
 
 
 def uncached(response: Response) -> Response:

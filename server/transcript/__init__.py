@@ -15,6 +15,7 @@ from typing import Protocol
 
 import gevent
 
+from .. import metrics
 from ..bell import Bell
 from ..errors import StoreUnavailable
 from ..journal.outbox import WINDOW, Outbox, Parcel, Receipt
@@ -100,7 +101,7 @@ class Transcript:
         """Ends all at once; what has not arrived stays in the outbox, for whoever comes next."""
         for held in self._open.values():
             if held.line:
-                fields = {"conversation": held.id, "turns": held.line.turn_ids}
+                fields = {"conversation": held.id, "turns": " ".join(held.line.turn_ids)}
                 log.warning("transcript not delivered yet, left to the next worker", extra=fields)
         gevent.joinall([gevent.spawn(held.stop) for held in list(self._open.values())], timeout=STOP_TIMEOUT)
         try:
@@ -110,6 +111,7 @@ class Transcript:
 
     def _sync(self) -> None:
         """Tells and asks the outbox. One greenlet, so that a claim never misses a receipt that was on its way."""
+        self._bell.ring()  # this loop may have broken, and is run again
         while True:
             self._bell.wait()
             try:
@@ -128,7 +130,7 @@ class Transcript:
             return
         try:
             lost = self._outbox.confirm([receipt for _, receipt in receipts.values()])
-        except StoreUnavailable:
+        except Exception:
             self._receipts = receipts | self._receipts
             raise
         for turn_id in lost:
@@ -145,6 +147,7 @@ class Transcript:
         for conversation_id, reason in list(self._refused.items()):
             turns = self._outbox.park(conversation_id, reason)
             del self._refused[conversation_id]
+            metrics.transcript_turns_parked.inc(len(turns))
             for turn_id in turns:
                 fields = {"turn": turn_id, "conversation": conversation_id, "detail": reason}
                 log.error("transcript parked: `relay transcript retry` once the cause is gone", extra=fields)
@@ -169,7 +172,8 @@ class Transcript:
             conversation.resting = False
             conversation.line.update(fresh)
         elif fresh:
-            self._make_room()
+            if len(self._open) >= self._max_open:
+                self._make_room()
             line = Line(conversation_id, self._place.listen, self._note_arrival)
             line.update(fresh)
             self._open[conversation_id] = conversation = Conversation(line, self._sink, self._place.may_send)
@@ -187,9 +191,7 @@ class Transcript:
             self._open[conversation_id].lose()
 
     def _make_room(self) -> None:
-        """Closes what is open without need; then leaves to the store what cannot get through."""
-        if len(self._open) < self._max_open:
-            return
+        """Closes what is open without need, the least recently used first, or leaves what cannot get through."""
         unused = [held for held in self._open.values() if not held.line and not held.resting]
         if unused:
             min(unused, key=lambda held: held.active_at).rest()
@@ -201,6 +203,7 @@ class Transcript:
     def _note_arrival(self, line: Line, receipt: Receipt) -> None:
         conversation = self._open[line.conversation_id]
         self._receipts[receipt.turn_id] = conversation, receipt
+        metrics.transcript_turns_delivered.inc(receipt.whole)
         if receipt.whole and len(line) < WINDOW // 2:
             self._noted.add(conversation.id)  # the store may have more than it gave at once
         self._bell.ring()
@@ -221,7 +224,10 @@ class Transcript:
         while True:
             gevent.sleep(TICK)
             now = time.monotonic()
+            if len(self._open) > self._max_open:
+                self._make_room()
             may_send = self._place.may_send()
+            metrics.transcript_lag.set(max((held.lag for held in self._open.values()), default=0.0))
             for conversation in list(self._open.values()):
                 if not may_send:
                     self._again.add(conversation.id)

@@ -9,8 +9,10 @@ from typing import Protocol
 import gevent
 from gevent.event import Event as Flag
 
+from .. import metrics
 from ..backoff import full_jitter
 from ..bell import Bell
+from ..errors import CredentialsError
 from .line import Line
 
 log = logging.getLogger(__name__)
@@ -22,7 +24,11 @@ LEAVE_TIMEOUT = 2.0  # seconds to hear of what was sent when another worker is t
 class SinkLost(Exception):
     """The way into the transcript broke. The text, for the log, holds no address: a token may be in it."""
 
-    retry_after = 0.0  # seconds
+    def __init__(self, reason: str, cause: metrics.RetryCause = "lost", retry_after: float = 0.0) -> None:
+        """`retry_after` is in seconds."""
+        super().__init__(reason)
+        self.cause = cause
+        self.retry_after = retry_after
 
 
 class Refused(Exception):
@@ -124,11 +130,26 @@ class Conversation:
         wait = full_jitter(self._failures, random)
         if isinstance(error, SinkLost):
             wait = max(wait, error.retry_after)
+        metrics.transcript_retries[cause_of(error)].inc()
         fields = {"conversation": self.id, "detail": describe(error), "wait": round(wait, 2)}
         log.warning("transcript link lost, trying again", extra=fields | {"attempt": self._failures})
         self._hurry.wait(wait)
 
 
+def cause_of(error: Exception) -> metrics.RetryCause:
+    match error:
+        case SinkLost():
+            return error.cause
+        case CredentialsError():
+            return "credentials"
+    return "unexpected"
+
+
 def describe(error: Exception) -> str:
     """For the log. Only the class of what is unexpected: its text may hold the address, and the token with it."""
-    return str(error) if isinstance(error, SinkLost) else type(error).__name__
+    match error:
+        case SinkLost():
+            return str(error)
+        case CredentialsError():
+            return f"{error.code} {error.detail}".rstrip()
+    return type(error).__name__

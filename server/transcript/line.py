@@ -10,16 +10,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .. import metrics
 from ..bell import Bell
 from ..errors import StreamNotFound
 from ..journal.outbox import Parcel, Receipt
 from ..journal.tail import Follower
 from ..sse import Done, Token
-from .pieces import join
 
 log = logging.getLogger(__name__)
 
 Listen = Callable[[str, int, Bell], Follower]  # turn, cursor, what to ring; raises StreamNotFound or StoreUnavailable
+# Of tokens that wait, the text that goes out now, and of how many it is; 0 to wait for more. The flag tells that there
+# are no more for now, or ever: the turn has ended, or the rest has no room here.
+Cut = Callable[[Sequence[Token], bool], tuple[str, int]]
 
 
 class Piece(NamedTuple):
@@ -89,16 +92,15 @@ class Line:
         self._deliveries.extend(Delivery(parcel) for parcel in parcels if parcel.turn_id not in known)
         self.bell.ring()
 
-    def next_piece(self, max_chars: int, max_bytes: int) -> Piece | None:
+    def next_piece(self, cut: Cut) -> Piece | None:
         """The text that comes next: of the first turn that is not sent whole. None while there is none.
 
-        At most `max_chars`, and `max_bytes` as JSON, but never less than one token. May wait for the journal. Raises
-        StoreUnavailable.
+        May wait for the journal. Raises StoreUnavailable.
         """
         for delivery in list(self._deliveries):
             if delivery.sent_all:
                 continue
-            piece = self._take(delivery, max_chars, max_bytes)
+            piece = self._take(delivery, cut)
             if piece is not None or not delivery.sent_all:
                 return piece
         return None
@@ -137,7 +139,7 @@ class Line:
         for delivery in self._deliveries:
             delivery.close()
 
-    def _take(self, delivery: Delivery, max_chars: int, max_bytes: int) -> Piece | None:
+    def _take(self, delivery: Delivery, cut: Cut) -> Piece | None:
         try:
             follower = self._follow(delivery)
         except StreamNotFound:
@@ -153,11 +155,15 @@ class Line:
             elif not events and is_behind:
                 self._give_up(delivery)
             return None
-        text, count = join(tokens, max_chars, max_bytes)
+        is_whole = type(events[-1]) is Done
+        text, count = cut(tokens, is_whole or follower.is_behind)
+        if count == 0:
+            follower.cursor = delivery.sent
+            return None
         delivery.sent = tokens[count - 1].id
         if count < len(tokens):
             follower.cursor = delivery.sent
-        elif type(events[-1]) is Done:
+        elif is_whole:
             self._end(delivery)
         self.unconfirmed_since = self.unconfirmed_since or time.monotonic()
         return Piece(text, delivery.turn_id, tokens[0].id, delivery.sent)
@@ -174,6 +180,7 @@ class Line:
 
     def _give_up(self, delivery: Delivery) -> None:
         fields = {"turn": delivery.turn_id, "conversation": self.conversation_id, "confirmed": delivery.confirmed}
+        metrics.transcript_turns_expired.inc()
         log.error("transcript incomplete: the journal has forgotten the rest", extra=fields)
         self._end(delivery)
 

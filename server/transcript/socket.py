@@ -58,11 +58,7 @@ CLOSE_CODES = {  # RFC 6455, 7.4.1, and IANA's registry of close codes
 class LinkLost(SinkLost):
     """The link is gone."""
 
-    def __init__(self, reason: str, retry_after: float = 0.0, status: int = 0) -> None:
-        """`retry_after` is in seconds; `status` that of a handshake that was refused."""
-        super().__init__(reason)
-        self.retry_after = retry_after
-        self.status = status
+    status = 0  # of a handshake that was refused
 
 
 class Frames(frame_buffer):
@@ -79,12 +75,12 @@ class Socket:
 
     def __init__(self, url: str, token: str, may_send: Callable[[], bool]) -> None:
         """Opens it, within HANDSHAKE_TIMEOUT. `may_send` is asked before each write. Raises LinkLost."""
-        late = LinkLost(f"handshake not done within {HANDSHAKE_TIMEOUT:.0f} s")
+        late = LinkLost(f"handshake not done within {HANDSHAKE_TIMEOUT:.0f} s", "unreachable")
         try:
             with gevent.Timeout(HANDSHAKE_TIMEOUT, late):
                 self._socket, rest = open_link(url, token)
         except (OSError, ValueError) as error:
-            raise LinkLost(f"handshake failed: {type(error).__name__}") from None
+            raise LinkLost(f"handshake failed: {type(error).__name__}", "unreachable") from None
         self._socket.settimeout(WRITE_TIMEOUT)
         self._frames = Frames(self._receive, skip_utf8_validation=True)
         self._frames.recv_buffer = [rest]
@@ -230,9 +226,11 @@ def read_head(connection: socket) -> tuple[bytes, bytes]:
 def refusal(answer: handshake.Answer) -> LinkLost:
     """A redirect is one too: it would take the token to another place."""
     if answer.status == 101:
-        return LinkLost("handshake answered with something that is no WebSocket")
+        return LinkLost("handshake answered with something that is no WebSocket", "refused")
     wait = retry_after(answer.headers.get("retry-after"), time.time()) or 0.0
     reason = f"handshake refused with {answer.status}"
     if correlation := answer.headers.get(CORRELATION.lower()):
         reason += f" correlation={correlation[:80]}"
-    return LinkLost(reason, min(wait, MAX_RETRY_AFTER), answer.status)
+    lost = LinkLost(reason, "refused", min(wait, MAX_RETRY_AFTER))
+    lost.status = answer.status
+    return lost

@@ -6,18 +6,21 @@ and 5.5.3). After a loss the text goes on from the last pong: nothing is missing
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import gevent
 import orjson
 from websocket import ABNF
 
+from .. import metrics
 from ..credentials import Credentials
 from ..errors import StoreUnavailable
 from ..settings import Settings
+from ..sse import Token
 from .conversation import Conversation, describe
 from .line import Mark, Piece
-from .pieces import split
+from .pieces import join, split
 from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 
 log = logging.getLogger(__name__)
@@ -82,16 +85,18 @@ class Link:
         """Sends what comes until the link has idled long enough. Raises LinkLost."""
         self._conversation.on_break = self._break_off
         self._conversation.active_at = time.monotonic()
+        metrics.transcript_links.inc()
         reader = gevent.spawn(self._read)
         code = GOING_AWAY
         try:
             self._send_all()
-            code = NORMAL
+            code = GOING_AWAY if self._conversation.leaving else NORMAL
         except Exception:
             self._socket.break_off()
             raise
         finally:
             self._conversation.on_break = None
+            metrics.transcript_links.dec()
             reader.kill()  # the closing handshake is read here
             self._socket.close(code)
             self._line.rewind()
@@ -118,7 +123,7 @@ class Link:
     def _send_next(self) -> bool:
         """Whether something was sent, so that there may be more. Raises LinkLost."""
         try:
-            piece = self._line.next_piece(self._max_chars, self._max_bytes)
+            piece = self._line.next_piece(self._join)
         except StoreUnavailable:
             log.debug("transcript waits for the store", extra={"conversation": self._conversation.id})
             gevent.sleep(STORE_WAIT)
@@ -127,16 +132,21 @@ class Link:
             self._send_piece(piece)
         return piece is not None
 
+    def _join(self, tokens: Sequence[Token], final: bool) -> tuple[str, int]:
+        """Each token at once; what waits goes together."""
+        return join(tokens, self._max_chars, self._max_bytes)
+
     def _send_piece(self, piece: Piece) -> None:
         message = {"conversationId": self._conversation.id, "type": "message", "text": piece.text, "role": "agent"}
         if self._has_ids:
             message["id"] = f"{piece.turn_id}:{piece.first}-{piece.last}"
-        if piece.first != piece.last:
+        # Tokens that were joined are within the limits; one alone may be too long.
+        texts = split(piece.text, self._max_chars, self._max_bytes) if piece.first == piece.last else [piece.text]
+        for text in texts:
+            message["text"] = text
             self._socket.send(orjson.dumps(message), ABNF.OPCODE_TEXT)
-        else:
-            for text in split(piece.text, self._max_chars, self._max_bytes):
-                message["text"] = text
-                self._socket.send(orjson.dumps(message), ABNF.OPCODE_TEXT)
+        metrics.transcript_messages.inc(len(texts))
+        metrics.transcript_characters.inc(len(piece.text))
         self._conversation.active_at = time.monotonic()
 
     def _ping_if_due(self) -> None:
@@ -144,7 +154,7 @@ class Link:
         now = time.monotonic()
         if self._ping is not None:
             if now - self._pinged_at >= PONG_TIMEOUT:
-                raise LinkLost(f"no pong within {PONG_TIMEOUT:.0f} s")
+                raise LinkLost(f"no pong within {PONG_TIMEOUT:.0f} s", "silent")
             self._conversation.wake_at = self._pinged_at + PONG_TIMEOUT
             return
         mark = self._line.mark()

@@ -1,0 +1,623 @@
+"""The outbox's contract, held by each engine; see `Outbox`."""
+
+import pytest
+
+from server.journal import LEASE, RENEW_INTERVAL
+from server.journal.outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
+from server.sse import Done
+
+from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisServer, RedisStore, SqliteStore, batch, entry, tokens
+
+
+@pytest.fixture(scope="module")
+def redis_server():
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request):
+    if request.param == "memory":
+        store = MemoryStore()
+    elif request.param == "sqlite":
+        store = SqliteStore()
+    else:
+        store = RedisStore(request.getfixturevalue("redis_server"))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def ann(store):
+    """A worker's journal."""
+    return store.worker("ann")
+
+
+@pytest.fixture
+def bob(store):
+    """The journal of another worker with the same store."""
+    return store.worker("bob")
+
+
+@pytest.fixture
+def cid(store):
+    """The journal of a third worker with the same store."""
+    return store.worker("cid")
+
+
+def begun(journal, conversation="c", **fields):
+    return journal.begin(entry(conversation, mirrored=True, **fields), None)
+
+
+def ended(journal, conversation="c"):
+    turn = begun(journal, conversation)
+    journal.append([batch(turn, 1, 2, Done(3, "complete"))])
+    return turn
+
+
+def parcels(*turns):
+    return [Parcel(turn.id, 0) for turn in turns]
+
+
+def claimed(journal, conversation="c"):
+    """What a claim of one conversation gives; None where another holds it."""
+    found = journal.outbox.claim([conversation]).get(conversation)
+    return None if found is None else list(found)
+
+
+def whole(turn, cursor=3):
+    return Receipt(turn.id, cursor, True)
+
+
+def wishes(journal):
+    return list(journal.news({}, 0).wishes)
+
+
+class TestBegin:
+    def test_a_mirrored_turn_waits_for_delivery(self, ann, bob):
+        turn = begun(ann)
+        assert bob.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
+        assert bob.find(turn.id) == ann.turns_of("c", "alice", 10)[0] == turn
+        assert bob.find(turn.id).mirrored is True
+
+    def test_one_that_is_not_mirrored_does_not(self, ann):
+        turn = ann.begin(entry(), None)
+        assert ann.find(turn.id).mirrored is False
+        assert ann.outbox.find(turn.id) is None
+        assert not ann.outbox.undelivered(10)
+        assert not ann.outbox.unheld(10)
+        assert claimed(ann) == []
+
+    def test_nor_does_one_that_belongs_to_no_conversation(self, ann):
+        turn = begun(ann, conversation=None)
+        assert ann.find(turn.id).mirrored
+        assert ann.outbox.find(turn.id) is None
+        assert not ann.outbox.unheld(10)
+        assert not ann.outbox.undelivered(10)
+
+    def test_an_unknown_turn_has_no_delivery(self, ann):
+        assert ann.outbox.find("nothing") is None
+
+    def test_turns_wait_in_the_order_in_which_the_store_saw_them_begin(self, ann, bob):
+        turns = [begun(journal, began=float(began)) for journal, began in ((ann, 9), (bob, 5), (ann, 7), (bob, 1))]
+        assert claimed(ann) == parcels(*turns)
+
+    def test_a_begin_answered_from_a_key_adds_nothing(self, ann, bob):
+        turn = ann.begin(entry(mirrored=True), "key")
+        claimed(ann)
+        assert bob.begin(entry(mirrored=True), "key") == turn
+        assert claimed(ann) == parcels(turn)
+        assert not wishes(ann)
+        ann.outbox.confirm([whole(turn)])
+        assert bob.begin(entry(mirrored=True), "key").id == turn.id
+        assert claimed(ann) == []
+
+    def test_the_holder_elsewhere_is_told(self, ann, bob):
+        assert claimed(ann) == []
+        turn = begun(bob)
+        assert wishes(ann) == [("c", "deliver")]
+        assert not wishes(ann), "once"
+        assert not wishes(bob)
+        assert claimed(ann) == parcels(turn)
+
+    def test_the_wish_ends_the_holders_waiting(self, store, ann, bob):
+        claimed(ann)
+        waiting = store.later(ann.news, {}, 30)
+        store.pause(0.1)
+        begun(bob)
+        assert list(waiting.get(5).wishes) == [("c", "deliver")]
+
+    def test_a_holder_that_begins_the_turn_itself_is_not_told(self, ann):
+        claimed(ann)
+        begun(ann)
+        assert not wishes(ann)
+
+    def test_nobody_is_told_where_no_living_worker_holds(self, store, ann, bob):
+        begun(bob)
+        claimed(ann)
+        store.outlive_lease(bob)
+        begun(bob)
+        ann.renew()
+        assert not wishes(ann)
+        assert not wishes(bob)
+
+    def test_nobody_is_told_of_turns_that_are_not_mirrored(self, ann, bob):
+        claimed(ann)
+        bob.begin(entry(), None)
+        assert not wishes(ann)
+
+    def test_names_may_hold_any_character(self, ann, bob):
+        name = "c {x}:1 🦊\n"
+        claimed(bob, name)
+        turn = begun(ann, name)
+        assert wishes(bob) == [(name, "deliver")]
+        assert claimed(bob, name) == parcels(turn)
+        assert list(bob.outbox.park(name, "Zoë 🦊\n")) == [turn.id]
+        assert ann.outbox.find(turn.id) == Delivery(turn.id, name, "parked", 0, "Zoë 🦊\n")
+        assert list(ann.outbox.retry(name)) == [turn.id]
+        assert list(ann.outbox.unheld(10)) == [name]
+
+
+class TestClaim:
+    def test_one_worker_holds_a_conversation(self, ann, bob):
+        turn = begun(ann)
+        assert claimed(bob) == parcels(turn)
+        assert claimed(ann) is None
+        assert claimed(bob) == parcels(turn), "again as often as it likes"
+
+    def test_what_others_hold_is_left_out_beside_what_is_free(self, ann, bob):
+        free, taken = begun(ann, "free"), begun(ann, "taken")
+        claimed(bob, "taken")
+        assert ann.outbox.claim(["taken", "free", "empty"]) == {"free": parcels(free), "empty": []}
+        assert claimed(bob, "taken") == parcels(taken)
+
+    def test_a_claim_of_nothing_is_nothing(self, ann):
+        assert ann.outbox.claim([]) == {}
+
+    def test_many_conversations_go_in_one_call(self, ann):
+        turns = {f"c{n}": begun(ann, f"c{n}") for n in range(250)}
+        assert ann.outbox.claim(list(turns)) == {name: parcels(turn) for name, turn in turns.items()}
+
+    def test_who_has_no_lease_holds_nothing(self, store, ann):
+        turn = begun(ann)
+        new = store.open("new")
+        assert new.outbox.claim(["c"]) == {}
+        store.outlive_lease()
+        assert ann.outbox.claim(["c"]) == {}
+        new.renew()
+        assert claimed(new) == parcels(turn)
+        new.close()
+
+    def test_a_window_of_turns_comes_at_once_and_the_rest_follows(self, ann):
+        turns = [begun(ann) for _ in range(WINDOW + 3)]
+        assert claimed(ann) == parcels(*turns[:WINDOW])
+        ann.outbox.confirm([whole(turn) for turn in turns[:2]])
+        assert claimed(ann) == parcels(*turns[2 : WINDOW + 2])
+        ann.outbox.confirm([whole(turn) for turn in turns[2:WINDOW]])
+        assert claimed(ann) == parcels(*turns[WINDOW:])
+
+    def test_the_conversation_of_the_dead_can_be_claimed_with_its_cursors(self, store, ann, bob):
+        first, second = begun(ann), begun(ann)
+        claimed(ann)
+        ann.outbox.confirm([Receipt(first.id, 2, False)])
+        store.outlive_lease(bob)
+        assert claimed(bob) == [Parcel(first.id, 2), Parcel(second.id, 0)]
+
+    def test_the_conversation_of_the_living_cannot(self, store, ann, bob):
+        begun(ann)
+        claimed(ann)
+        store.live_on(3 * LEASE, ann, bob)
+        assert claimed(bob) is None
+
+    def test_who_lost_the_lease_holds_nothing_that_another_has_claimed(self, store, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        store.outlive_lease(bob)
+        claimed(bob)
+        ann.renew()
+        assert claimed(ann) is None
+        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id]
+
+    def test_who_lost_the_lease_holds_again_what_nobody_has_claimed(self, store, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        store.outlive_lease(bob)
+        ann.renew()
+        assert claimed(bob) is None
+        assert not ann.outbox.confirm([Receipt(turn.id, 2, False)])
+        assert claimed(ann) == [Parcel(turn.id, 2)]
+
+    def test_closing_gives_up_what_was_held(self, store, ann, bob):
+        turns = {f"c{n}": begun(ann, f"c{n}") for n in range(3)}
+        journal = store.open("gone")
+        journal.renew()
+        journal.outbox.claim([*turns, "empty"])
+        journal.close()
+        assert set(bob.outbox.unheld(10)) == set(turns)
+        assert bob.outbox.claim(list(turns)) == {name: parcels(turn) for name, turn in turns.items()}
+
+
+class TestRelease:
+    def test_what_was_released_can_be_claimed_by_another(self, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        ann.outbox.release(["c"])
+        assert list(bob.outbox.unheld(10)) == ["c"]
+        assert claimed(bob) == parcels(turn)
+        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id]
+
+    def test_nobody_releases_what_another_holds(self, ann, bob):
+        begun(ann)
+        claimed(ann)
+        bob.outbox.release(["c", "nothing"])
+        assert claimed(bob) is None
+
+    def test_what_has_nothing_pending_waits_for_nobody(self, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        ann.outbox.confirm([whole(turn)])
+        ann.outbox.release(["c"])
+        ann.outbox.release(["c"])
+        assert not bob.outbox.unheld(10)
+        begun(bob)
+        assert not wishes(ann)
+        assert list(bob.outbox.unheld(10)) == ["c"]
+
+
+class TestUnheld:
+    def test_conversations_with_pending_turns_and_no_holder_are_found(self, ann, bob):
+        for name in "abcd":
+            begun(ann, name)
+        bob.outbox.claim(["b", "e"])
+        assert set(ann.outbox.unheld(10)) == {"a", "c", "d"}
+
+    def test_a_limit_is_kept_and_what_is_claimed_makes_room(self, ann):
+        names = {f"c{n}" for n in range(30)}
+        for name in names:
+            begun(ann, name)
+        found = set()
+        while some := ann.outbox.unheld(7):
+            assert len(some) <= 7
+            assert not found & set(some)
+            found |= set(some)
+            ann.outbox.claim(some)
+        assert found == names
+
+    def test_conversations_of_the_dead_are_found_among_those_of_the_living(self, store, ann, bob):
+        for n in range(300):
+            begun(ann, f"living-{n}")
+            begun(ann, f"dead-{n}")
+        ann.outbox.claim([f"living-{n}" for n in range(300)])
+        bob.outbox.claim([f"dead-{n}" for n in range(300)])
+        bob.outbox.claim([f"empty-{n}" for n in range(300)])
+        store.outlive_lease(ann)
+        found = set()
+        for _ in range(6):
+            some = set(ann.outbox.unheld(100))
+            assert len(some) <= 100
+            assert ann.outbox.claim(some).keys() == some
+            found |= some
+        assert found == {f"dead-{n}" for n in range(300)}
+        assert not ann.outbox.unheld(100)
+
+    def test_a_turn_that_begins_in_a_conversation_of_the_dead_makes_it_unheld(self, store, ann, bob):
+        claimed(ann)
+        store.outlive_lease(bob)
+        assert not bob.outbox.unheld(10)
+        begun(bob)
+        assert list(bob.outbox.unheld(10)) == ["c"]
+
+    def test_what_is_delivered_is_not_found(self, store, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        ann.outbox.confirm([whole(turn)])
+        store.outlive_lease(bob)
+        assert not bob.outbox.unheld(10)
+
+
+class TestConfirm:
+    def test_cursors_advance_and_never_go_back(self, ann, bob):
+        turn = begun(ann)
+        claimed(bob)
+        for cursor, expected in ((2, 2), (2, 2), (1, 2), (5, 5), (0, 5)):
+            assert not bob.outbox.confirm([Receipt(turn.id, cursor, False)])
+            assert claimed(bob) == [Parcel(turn.id, expected)]
+            assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", expected, None)
+
+    def test_a_whole_turn_leaves(self, ann, bob):
+        first, second = ended(ann), begun(ann)
+        claimed(bob)
+        assert not bob.outbox.confirm([whole(first), Receipt(second.id, 1, False)])
+        assert claimed(bob) == [Parcel(second.id, 1)]
+        assert ann.outbox.find(first.id) == Delivery(first.id, "c", "delivered", 3, None)
+        assert [delivery.turn_id for delivery in ann.outbox.undelivered(10)] == [second.id]
+
+    def test_a_receipt_may_be_repeated(self, ann):
+        turn = ended(ann)
+        claimed(ann)
+        for _ in range(2):
+            assert not ann.outbox.confirm([whole(turn)])
+            assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "delivered", 3, None)
+
+    def test_a_late_receipt_brings_no_cursor_back(self, ann):
+        turn = begun(ann)
+        claimed(ann)
+        ann.outbox.confirm([Receipt(turn.id, 9, False)])
+        ann.outbox.confirm([whole(turn, 3)])
+        assert ann.outbox.find(turn.id).cursor == 9
+
+    def test_turns_that_are_not_in_the_outbox_are_passed_over(self, ann):
+        plain, turn = ann.begin(entry(), None), begun(ann)
+        claimed(ann)
+        assert not ann.outbox.confirm([])
+        assert not ann.outbox.confirm([whole(plain), Receipt("nothing", 1, True), whole(turn)])
+        assert ann.outbox.find(plain.id) is None
+        assert ann.find("nothing") is None
+        assert ann.outbox.find(turn.id).state == "delivered"
+
+    def test_many_receipts_go_in_one_call(self, ann):
+        turns = [begun(ann, f"c{n}") for n in range(250)]
+        ann.outbox.claim([turn.conversation_id for turn in turns])
+        assert not ann.outbox.confirm([whole(turn) for turn in turns])
+        assert not ann.outbox.undelivered(10)
+
+    def test_nothing_is_noted_for_who_never_held(self, ann, bob):
+        turn = begun(ann)
+        for holder in (None, bob):
+            if holder is not None:
+                claimed(holder)
+            assert list(ann.outbox.confirm([Receipt(turn.id, 2, False), whole(turn)])) == [turn.id] * 2
+            assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
+
+    def test_a_holder_that_comes_back_late_notes_nothing(self, store, ann, bob):
+        turn, ours = begun(ann), begun(ann, "ours")
+        claimed(ann)
+        store.outlive_lease(bob)
+        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id], "its lease is over"
+        claimed(bob)
+        ann.renew()
+        claimed(ann, "ours")
+        assert list(ann.outbox.confirm([whole(turn), whole(ours)])) == [turn.id], "another holds"
+        bob.outbox.release(["c"])
+        assert list(ann.outbox.confirm([whole(turn)])) == [turn.id], "nobody holds"
+        assert ann.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
+        assert ann.outbox.find(ours.id).state == "delivered"
+
+
+class TestPark:
+    def test_what_is_parked_is_set_aside_with_its_reason(self, ann, bob):
+        first, second = begun(ann), begun(ann)
+        claimed(bob)
+        bob.outbox.confirm([Receipt(first.id, 2, False)])
+        assert list(bob.outbox.park("c", "refused")) == [first.id, second.id]
+        assert ann.outbox.find(first.id) == Delivery(first.id, "c", "parked", 2, "refused")
+        assert not ann.outbox.unheld(10)
+        assert list(bob.outbox.confirm([whole(first)])) == [first.id], "it was given up"
+
+    def test_only_the_holder_parks(self, store, ann, bob):
+        turn = begun(ann)
+        assert not ann.outbox.park("c", "refused")
+        claimed(ann)
+        assert not bob.outbox.park("c", "refused")
+        store.outlive_lease(bob)
+        assert not ann.outbox.park("c", "refused")
+        assert bob.outbox.find(turn.id).state == "pending"
+        assert list(bob.outbox.unheld(10)) == ["c"]
+
+    def test_a_conversation_without_turns_is_given_up(self, ann, bob):
+        claimed(ann)
+        assert not ann.outbox.park("c", "refused")
+        begun(bob)
+        assert not wishes(ann)
+
+    def test_a_long_reason_is_cut(self, ann):
+        turn = begun(ann)
+        claimed(ann)
+        ann.outbox.park("c", "é" * 2 * MAX_REASON)
+        assert ann.outbox.find(turn.id).reason == "é" * MAX_REASON
+
+    def test_what_was_delivered_is_not_parked(self, ann):
+        first, second = begun(ann), begun(ann)
+        claimed(ann)
+        ann.outbox.confirm([whole(first)])
+        assert list(ann.outbox.park("c", "refused")) == [second.id]
+        assert ann.outbox.find(first.id) == Delivery(first.id, "c", "delivered", 3, None)
+
+    def test_retry_makes_a_conversation_pending_again(self, ann, bob):
+        turn, other = begun(ann), begun(ann, "other")
+        ann.outbox.claim(["c", "other"])
+        ann.outbox.confirm([Receipt(turn.id, 2, False)])
+        ann.outbox.park("c", "refused")
+        ann.outbox.park("other", "refused")
+        assert list(bob.outbox.retry("c")) == [turn.id]
+        assert not bob.outbox.retry("c")
+        assert bob.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 2, None)
+        assert bob.outbox.find(other.id).state == "parked"
+        assert list(bob.outbox.unheld(10)) == ["c"]
+        assert claimed(bob) == [Parcel(turn.id, 2)]
+
+    def test_retry_of_what_is_not_parked_changes_nothing(self, ann, bob):
+        turn = begun(ann)
+        claimed(ann)
+        assert not bob.outbox.retry("c")
+        assert not bob.outbox.retry()
+        assert not bob.outbox.retry("nothing")
+        assert not bob.outbox.unheld(10)
+        assert claimed(ann) == parcels(turn)
+
+    def test_retry_of_all_reaches_every_conversation(self, ann):
+        turns = {begun(ann, f"c{n % 250}").id for n in range(700)}
+        names = {f"c{n}" for n in range(250)}
+        ann.outbox.claim(names)
+        for name in names:
+            ann.outbox.park(name, "refused")
+        begun(ann, "another")
+        assert set(ann.outbox.retry()) == turns
+        assert not ann.outbox.retry()
+        assert set(ann.outbox.unheld(1000)) == names | {"another"}
+
+    def test_a_later_turn_makes_the_conversation_unheld_and_a_claim_brings_all(self, ann, bob):
+        first, second = begun(ann), begun(ann)
+        claimed(ann)
+        ann.outbox.park("c", "refused")
+        third = begun(bob)
+        assert [bob.outbox.find(turn.id).state for turn in (first, third)] == ["parked", "pending"]
+        assert list(bob.outbox.unheld(10)) == ["c"]
+        assert claimed(bob) == parcels(first, second, third)
+        assert [bob.outbox.find(turn.id) for turn in (first, second, third)] == [
+            Delivery(turn.id, "c", "pending", 0, None) for turn in (first, second, third)
+        ]
+
+    def test_all_can_be_parked_again(self, ann):
+        first = begun(ann)
+        claimed(ann)
+        ann.outbox.park("c", "refused")
+        second = begun(ann)
+        claimed(ann)
+        assert list(ann.outbox.park("c", "gone")) == [first.id, second.id]
+        assert [ann.outbox.find(turn.id).reason for turn in (first, second)] == ["gone", "gone"]
+        assert not ann.outbox.unheld(10)
+
+
+class TestUndelivered:
+    def test_the_oldest_come_first(self, ann):
+        turns = [ended(ann, f"c{n % 2}") for n in range(5)]
+        assert [delivery.turn_id for delivery in ann.outbox.undelivered(3)] == [turn.id for turn in turns[:3]]
+        assert ann.outbox.undelivered(10)[3:] == [
+            Delivery(turn.id, turn.conversation_id, "pending", 0, None) for turn in turns[3:]
+        ]
+
+    def test_it_tells_of_the_parked_and_of_those_that_run(self, ann):
+        parked, running = begun(ann), begun(ann, "running")
+        claimed(ann)
+        ann.outbox.park("c", "refused")
+        assert sorted(ann.outbox.undelivered(10)) == sorted(
+            [Delivery(parked.id, "c", "parked", 0, "refused"), Delivery(running.id, "running", "pending", 0, None)]
+        )
+
+
+class TestRetention:
+    def test_undelivered_turns_outlive_the_ordinary_time(self, store, ann, bob):
+        pending, parked, running = ended(ann), ended(ann, "parked"), begun(ann, "running")
+        plain = ann.begin(entry(), None)
+        ann.append([batch(running, 1, 2), batch(plain, 1, 2, Done(3, "complete"))])
+        claimed(ann, "parked")
+        ann.outbox.park("parked", "refused")
+        store.live_on(RETAIN_UNDELIVERED - RETAIN, ann, bob)
+        ann.purge()
+        assert not ann.outbox.expire()
+        assert bob.find(plain.id) is None
+        assert bob.find(pending.id).status == bob.find(parked.id).status == "complete"
+        assert bob.read(pending.id, 0, 10) == [*tokens(1, 2), Done(3, "complete")]
+        assert bob.turns_of("c", "alice", 10) == [bob.find(pending.id)]
+        assert claimed(bob) == parcels(pending)
+        assert claimed(bob, "parked") == parcels(parked)
+        assert claimed(bob, "running") == parcels(running)
+
+    def test_their_keys_lead_to_them_for_as_long(self, store, ann):
+        turn = ann.begin(entry(mirrored=True), "key")
+        ann.append([batch(turn, 1, 2, Done(3, "complete"))])
+        store.live_on(2 * RETAIN, ann)
+        ann.purge()
+        assert ann.begin(entry(mirrored=True), "key").id == turn.id
+        claimed(ann)
+        ann.outbox.confirm([whole(turn)])
+        ann.purge()
+        other = entry(mirrored=True)
+        assert ann.begin(other, "key") == other
+
+    def test_a_delivered_turn_is_kept_for_the_rest_of_its_time(self, store, ann):
+        turn = ended(ann)
+        store.live_on(RETAIN - 20, ann)
+        claimed(ann)
+        ann.outbox.confirm([whole(turn)])
+        store.live_on(10, ann)
+        ann.purge()
+        assert ann.outbox.find(turn.id).state == "delivered"
+        assert ann.read(turn.id, 0, 10) == [*tokens(1, 2), Done(3, "complete")]
+        store.live_on(10 + RENEW_INTERVAL, ann)
+        ann.purge()
+        assert ann.find(turn.id) is None
+        assert ann.outbox.find(turn.id) is None
+
+    def test_one_that_is_delivered_late_goes_at_once(self, store, ann):
+        turn = ended(ann)
+        store.live_on(2 * RETAIN, ann)
+        claimed(ann)
+        ann.outbox.confirm([Receipt(turn.id, 1, False)])
+        ann.purge()
+        assert ann.find(turn.id)
+        ann.outbox.confirm([whole(turn)])
+        ann.purge()
+        assert ann.find(turn.id) is None
+        assert ann.read(turn.id, 0, 10) == []
+        assert ann.outbox.find(turn.id) is None
+        assert not ann.outbox.confirm([whole(turn)]), "a lost reply makes it come again"
+
+    def test_one_that_is_delivered_before_its_end_is_kept_for_its_time(self, store, ann):
+        turn = begun(ann)
+        claimed(ann)
+        ann.outbox.confirm([whole(turn)])
+        store.live_on(2 * RETAIN, ann)
+        ann.append([batch(turn, 1, 2, Done(3, "complete"))])
+        ann.purge()
+        assert ann.find(turn.id)
+        store.live_on(RETAIN + RENEW_INTERVAL, ann)
+        ann.purge()
+        assert ann.find(turn.id) is None
+
+    def test_in_the_end_undelivered_turns_are_forgotten_and_told(self, store, ann, bob):
+        pending, parked, running, gone = ended(ann), ended(ann, "parked"), begun(ann, "running"), ended(ann, "gone")
+        ann.outbox.claim(["parked", "gone"])
+        ann.outbox.confirm([Receipt(parked.id, 1, False), whole(gone)])
+        ann.outbox.park("parked", "refused")
+        store.live_on(RETAIN_UNDELIVERED - 10, ann, bob)
+        assert not ann.outbox.expire()
+        store.live_on(10 + RENEW_INTERVAL, ann, bob)
+        assert ann.find(pending.id), "until it is told"
+        assert sorted(bob.outbox.expire()) == sorted(
+            [Delivery(pending.id, "c", "pending", 0, None), Delivery(parked.id, "parked", "parked", 1, "refused")]
+        )
+        assert not ann.outbox.expire(), "once"
+        ann.purge()
+        for turn in (pending, parked):
+            assert ann.find(turn.id) is None
+            assert ann.outbox.find(turn.id) is None
+            assert ann.read(turn.id, 0, 10) == []
+        assert ann.turns_of("c", "alice", 10) == []
+        assert list(ann.outbox.unheld(10)) == ["running"]
+        assert [delivery.turn_id for delivery in ann.outbox.undelivered(10)] == [running.id]
+        assert not ann.outbox.retry()
+        assert claimed(ann) == claimed(ann, "parked") == []
+
+    def test_a_receipt_for_what_has_expired_is_passed_over(self, store, ann):
+        turn = ended(ann)
+        claimed(ann)
+        store.live_on(RETAIN_UNDELIVERED + RENEW_INTERVAL, ann)
+        assert [delivery.turn_id for delivery in ann.outbox.expire()] == [turn.id]
+        assert not ann.outbox.confirm([whole(turn)])
+        assert ann.find(turn.id) is None
+
+    def test_an_interrupted_turn_is_kept_until_it_is_delivered(self, store, ann, bob):
+        turn = begun(ann)
+        ann.append([batch(turn, 1, 2)])
+        store.outlive_lease(bob)
+        bob.interrupt_orphans()
+        store.live_on(2 * RETAIN, bob)
+        bob.purge()
+        assert bob.read(turn.id, 0, 2) == tokens(1, 2)
+        assert claimed(bob) == parcels(turn)
+        bob.outbox.confirm([whole(turn)])
+        bob.purge()
+        assert bob.find(turn.id) is None
+
+    def test_many_expire_in_the_end(self, store, ann):
+        turns = {ended(ann, f"c{n % 7}").id for n in range(700)}
+        store.live_on(RETAIN_UNDELIVERED + RENEW_INTERVAL, ann)
+        told = []
+        while some := ann.outbox.expire():
+            told += [delivery.turn_id for delivery in some]
+        assert len(told) == len(turns)
+        assert set(told) == turns
+        assert not ann.outbox.undelivered(10)
