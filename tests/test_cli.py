@@ -179,7 +179,10 @@ HALF = [
     ({"OAUTH_CLIENT_SECRET": "b"}, "OAUTH_CLIENT_ID is missing"),
     ({"GATEWAY_API_KEY": "a-key"}, "OAUTH_CLIENT_ID is missing"),
     ({"BIND": "nowhere"}, "BIND='nowhere'"),
-    ({"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "b", "BIND": "192.0.2.1:8000"}, "BIND='192.0.2.1:8000'"),
+    (
+        {"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "b", "BIND": "192.0.2.1:8000", "ACCESS": "open"},
+        "BIND='192.0.2.1:8000'",
+    ),
 ]
 
 
