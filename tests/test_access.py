@@ -5,63 +5,17 @@ import subprocess
 import sys
 import time
 import uuid
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
 
 from server.access.keys import make_key
 
-from .conftest import ROOT, Answer, RelayServer, question, until
+from .conftest import ROOT, Answer, RelayServer, until
+from .visitor import JSON, SSE, Visitor, path_of, refusal, ticket_of, with_ticket
 
-SSE, JSON = "text/event-stream", "application/json"
 ANN, BOB = make_key("ann"), make_key("bob")
 LONG = 60  # seconds that a turn goes on without anyone: none ends while a test looks at it
-
-
-class Visitor:
-    """Someone with a key or token, or with nothing."""
-
-    def __init__(self, relay, secret=None):
-        self.relay = relay
-        self.headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-
-    def ask(self, prompt, conversation="", place="/streams", **headers):
-        body = question(prompt, conversation)
-        return requests.post(self.relay.url + place, json=body, headers=self.headers | headers, timeout=20)
-
-    def begin(self, prompt, conversation="", **headers):
-        """What POST /streams answers: id and url."""
-        answer = self.ask(prompt, conversation, **headers)
-        assert answer.status_code == 201, answer.text
-        return answer.json()
-
-    def get(self, url, accept=JSON, **options):
-        headers = self.headers | {"Accept": accept}
-        return requests.get(self.relay.url + url, headers=headers, timeout=20, **options)
-
-    def delete(self, url):
-        return requests.delete(self.relay.url + url, headers=self.headers, timeout=20)
-
-    def list(self, conversation):
-        return self.get(f"/conversations/{conversation}/streams")
-
-
-def refusal(answer):
-    """All of an answer by which one refusal could be told from another."""
-    return answer.status_code, answer.content, {name: answer.headers[name] for name in answer.headers if name != "Date"}
-
-
-def path_of(stream):
-    return f"/streams/{stream['id']}"
-
-
-def ticket_of(stream):
-    return parse_qs(urlsplit(stream["url"]).query)["ticket"][0]
-
-
-def with_ticket(stream, ticket):
-    return f"{path_of(stream)}?ticket={ticket}"
 
 
 @pytest.fixture(scope="module")
