@@ -1,1 +1,1 @@
-"""A simulated Genesys Cloud organisation: OAuth, LLM gateway and transcript WebSocket, with faults to order."""
+"""A simulated Genesys Cloud organisation: OAuth, LLM gateway, transcript and platform API, with faults to order."""

@@ -10,6 +10,8 @@ from .faults import FaultPlan
 from .gateway import Gateway
 from .listener import Listener
 from .oauth import OAuth, Tokens
+from .platform import Platform
+from .rate import RateLimit
 from .settings import Settings
 from .transcript import Transcript
 
@@ -22,13 +24,16 @@ def create_app(settings: Settings, listener: Listener) -> web.Application:
     conversations = Conversations()
     transcript = Transcript(tokens, conversations, faults, calls)
     gateway = Gateway(settings, tokens, answers, faults, calls)
-    control = Control(answers, faults, calls, tokens, conversations, transcript, listener)
+    rate = RateLimit(settings.rate_limit)
+    platform = Platform(tokens, conversations, faults, calls, rate)
+    control = Control(answers, faults, calls, tokens, conversations, transcript, rate, listener)
     app = web.Application(client_max_size=MAX_BODY)
     app.add_routes(
         [
             web.post("/oauth/token", OAuth(settings, tokens, faults, calls).token),
             web.post("/api/v2/ai/llm/gateway/chat", gateway.chat),
             web.get("/v2/conversations/websockets", transcript.open),
+            *platform.routes(),
             *control.routes(),
         ]
     )

@@ -6,7 +6,7 @@ import weakref
 from collections import Counter, deque
 from typing import Any
 
-from .faults import Order
+from .faults import CALLS, Order
 
 LOG_LENGTH = 1000  # calls kept in the log
 
@@ -22,6 +22,8 @@ class Calls:
         self.statuses: Counter[str] = Counter()
         self.transcript_figures: Counter[str] = Counter()
         self.closes: Counter[str] = Counter()
+        self.platform_figures: Counter[str] = Counter()
+        self.platform_statuses: Counter[str] = Counter()
         self._connections: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     def oauth(self, status: int | None, order: Order | None) -> None:
@@ -34,7 +36,7 @@ class Calls:
         self.gateway_figures["calls"] += 1
         if status is not None:
             self.statuses[str(status)] += 1
-        self._note("gateway", status, order, prompt)
+        self._note("gateway", status, order, prompt=prompt)
 
     def connection(self, transport: asyncio.BaseTransport | None) -> bool:
         """Counts a connection once; returns whether it has come before."""
@@ -49,13 +51,20 @@ class Calls:
         self.transcript_figures["opened" if status == 101 else "refused"] += 1
         self._note("transcript", status, order)
 
+    def platform(self, call: str, status: int | None, order: Order | None) -> None:
+        """Counts one call of a kind; `status` is None when the connection was reset without an answer."""
+        self.platform_figures[call] += 1
+        if status is not None:
+            self.platform_statuses[str(status)] += 1
+        self._note("platform", status, order, call=call)
+
     def close_frame(self, code: int) -> None:
         """Counts a close frame that the relay has sent of its own accord."""
         self.closes[str(code)] += 1
 
-    def _note(self, place: str, status: int | None, order: Order | None, prompt: str | None = None) -> None:
+    def _note(self, place: str, status: int | None, order: Order | None, **more: str | None) -> None:
         entry = {"at": time.time(), "place": place, "status": status, "fault": order.fault if order else None}
-        self.log.append(entry if prompt is None else entry | {"prompt": prompt})
+        self.log.append(entry | {name: value for name, value in more.items() if value is not None})
 
     def report(self, open_links: int) -> dict[str, Any]:
         """The body of GET /sandbox/calls."""
@@ -65,6 +74,7 @@ class Calls:
             "oauth": pick(self.oauth_figures, "calls", "issued", "refused"),
             "gateway": gateway | {"statuses": dict(self.statuses)},
             "transcript": transcript | {"open": open_links, "closes": dict(self.closes)},
+            "platform": pick(self.platform_figures, *CALLS) | {"statuses": dict(self.platform_statuses)},
             "log": list(self.log),
         }
 

@@ -13,6 +13,7 @@ from .conversations import Conversations
 from .faults import KNOWN, FaultPlan, UnknownFault, parse_order
 from .listener import Listener
 from .oauth import Tokens
+from .rate import WINDOW, RateLimit
 from .transcript import Transcript
 
 PAGES = Path(__file__).parent / "pages"
@@ -32,6 +33,7 @@ class Control:
         tokens: Tokens,
         conversations: Conversations,
         transcript: Transcript,
+        rate: RateLimit,
         listener: Listener,
     ) -> None:
         self._answers = answers
@@ -40,6 +42,7 @@ class Control:
         self._tokens = tokens
         self._conversations = conversations
         self._transcript = transcript
+        self._rate = rate
         self._listener = listener
 
     def routes(self) -> list[web.RouteDef]:
@@ -57,6 +60,7 @@ class Control:
             web.get("/sandbox/faults", self.list_faults),
             web.post("/sandbox/faults", self.add_fault),
             web.delete("/sandbox/faults", self.clear_faults),
+            web.post("/sandbox/rate-limit", self.set_rate_limit),
             web.post("/sandbox/reset", self.reset),
             web.get("/sandbox/tokens", self.list_tokens),
             web.post("/sandbox/expire-tokens", self.expire_tokens),
@@ -150,9 +154,17 @@ class Control:
         self._faults.clear()
         return web.Response(status=204)
 
+    async def set_rate_limit(self, request: web.Request) -> web.Response:
+        body = await read_object(request)
+        requests, seconds = body.get("requests"), body.get("seconds", WINDOW)
+        if not isinstance(requests, int) or not isinstance(seconds, int | float) or requests < 0 or seconds <= 0:
+            raise refuse("`requests` is a whole number from 0 and `seconds` a number above 0")
+        self._rate.set(requests, seconds)
+        return web.json_response({"requests": requests, "seconds": seconds}, status=201)
+
     async def reset(self, _: web.Request) -> web.Response:
         """As if freshly started, but for tokens and open links."""
-        for part in (self._answers, self._faults, self._calls, self._conversations):
+        for part in (self._answers, self._faults, self._calls, self._conversations, self._rate):
             part.clear()
         return web.Response(status=204)
 

@@ -10,12 +10,12 @@ from typing import Any
 class Message:
     text: str
     at: float  # seconds since 1970
-    link: int
+    link: int | None  # the WebSocket that carried it; None: posted to the platform API
     id: str | None
 
     def shown(self) -> dict[str, Any]:
-        shown = {"text": self.text, "at": self.at, "link": self.link}
-        return shown if self.id is None else shown | {"id": self.id}
+        shown = {"text": self.text, "at": self.at, "link": self.link, "id": self.id}
+        return {name: value for name, value in shown.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -25,14 +25,20 @@ class Conversation:
     links: set[int] = field(default_factory=set)  # all that ever carried its text
     open_links: set[int] = field(default_factory=set)
     most_at_once: int = 0
+    typing: int = 0  # typing events
+    began: float = field(default_factory=time.time)  # seconds since 1970, as the next
+    ended_at: float | None = None
+    transfers: int = 0  # from one agent to another
+    is_alerting: bool = False  # no agent has answered yet
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     pongs: dict[int, list[float]] = field(default_factory=dict)  # of all links; when each answered pings
 
     def add(self, message: Message) -> None:
         self.messages.append(message)
-        self.links.add(message.link)
-        self.open_links.add(message.link)
-        self.most_at_once = max(self.most_at_once, len(self.open_links))
+        if message.link is not None:
+            self.links.add(message.link)
+            self.open_links.add(message.link)
+            self.most_at_once = max(self.most_at_once, len(self.open_links))
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -44,6 +50,7 @@ class Conversation:
             "messages": [message.shown() for message in self.messages],
             "links": self.count_links(),
             "pongs": {link: self.pongs[link] for link in self.links if link in self.pongs},
+            "typing": self.typing,
         }
 
     def count_links(self) -> dict[str, int]:
@@ -72,7 +79,8 @@ class Conversations:
             conversation.messages.clear()
             conversation.links.clear()
             conversation.open_links.clear()
-            conversation.most_at_once = 0
+            conversation.most_at_once = conversation.typing = conversation.transfers = 0
+            conversation.ended_at, conversation.is_alerting = None, False
 
     def listed(self) -> list[dict[str, Any]]:
         return [

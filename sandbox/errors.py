@@ -19,9 +19,13 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> web.Response:
-        correlation = secrets.token_hex(16)
+        correlation = make_correlation()
         body = self.body | ({"contextId": correlation} if "contextId" in self.body else {})
         return web.json_response(body, status=self.status, headers={CORRELATION: correlation, **self.headers})
+
+
+def make_correlation() -> str:
+    return secrets.token_hex(16)
 
 
 def oauth_error(status: int, error: str, description: str) -> Refusal:

@@ -65,7 +65,30 @@ TRANSCRIPT = {
     "huge_frame": "sends a frame of 8 MiB after `after` messages",
     "endless_message": "sends the pieces of a message without end after `after` messages",
 }
-KNOWN = {"gateway": GATEWAY, "oauth": OAUTH, "transcript": TRANSCRIPT}
+PLATFORM = {
+    "rate_limited": "429; Retry-After only with `retry_after`, as an HTTP date with `as_date`",
+    "error_500": "500",
+    "unavailable_503": "503, optional `retry_after`",
+    "timeout_408": "408",
+    "conflict_409": "409",
+    "bad_request_400": "400",
+    "too_large_413": "413",
+    "forbidden_403": "403, a permission is missing",
+    "expired": "401, as after the token's life",
+    "no_conversation": "404",
+    "ended": "the conversation has ended when the call comes, and stays so",
+    "transferred": "another agent has taken over when the call comes: the old communication is disconnected",
+    "alerting": "from this call on no agent has answered yet, until `answered`",
+    "answered": "an agent answers before this call",
+    "reply_lost": "the call is carried out, then the connection is reset without an answer",
+    "reset": "the connection is reset without an answer",
+    "slow": "served only after `seconds`",
+    "html": "200 with a web page, as a captive portal answers",
+    "redirect": "302",
+    "endless": "200 with a body that never ends",
+}
+KNOWN = {"gateway": GATEWAY, "oauth": OAUTH, "transcript": TRANSCRIPT, "platform": PLATFORM}
+CALLS = ("read", "message", "typing")  # the platform's
 FROM_THE_START = {"stall_before_first", "cut_before_first", "mute"}
 AFTER = 3  # tokens or messages before a fault in mid-stream, unless the order says otherwise
 
@@ -80,6 +103,8 @@ class Order:
     fault: str
     calls: int = 1
     prompt: str = ""  # substring of the last user message; empty: any call
+    conversation: str = ""  # the platform's conversation id; empty: any
+    call: str = ""  # one of CALLS; empty: any
     after: int = AFTER
     retry_after: float | str | None = None  # seconds, or any text to be sent as it is
     as_date: bool = False
@@ -112,8 +137,10 @@ def check_numbers(order: Order) -> None:
             raise UnknownFault(f"`{name}` is a whole number from {least}")
     if order.seconds is not None and not (isinstance(order.seconds, int | float) and order.seconds >= 0):
         raise UnknownFault("`seconds` is a number from 0")
-    if not isinstance(order.prompt, str):
-        raise UnknownFault("`prompt` is a text")
+    if not isinstance(order.prompt, str) or not isinstance(order.conversation, str):
+        raise UnknownFault("`prompt` and `conversation` are texts")
+    if order.call not in ("", *CALLS):
+        raise UnknownFault(f"`call` is one of: {', '.join(CALLS)}")
 
 
 class FaultPlan:
@@ -125,10 +152,11 @@ class FaultPlan:
     def add(self, order: Order) -> None:
         self._orders.append(order)
 
-    def take(self, place: str, prompt: str = "") -> Order | None:
+    def take(self, place: str, prompt: str = "", conversation: str = "", call: str = "") -> Order | None:
         """Uses up one call of the first order that fits."""
         for order in self._orders:
-            if order.at == place and order.prompt in prompt:
+            is_meant = order.conversation in ("", conversation) and order.call in ("", call)
+            if order.at == place and order.prompt in prompt and is_meant:
                 order.calls -= 1
                 if not order.calls:
                     self._orders.remove(order)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,7 +13,7 @@ from .answers import Answer, Answers
 from .calls import Calls
 from .chunks import FRAME, FRAMES, Chunks, completion
 from .connection import ClientLeft, reset, until_gone, while_present
-from .errors import CORRELATION, Refusal, api_error, bad_request, oauth_error
+from .errors import CORRELATION, Refusal, api_error, bad_request, make_correlation, oauth_error
 from .faults import FaultPlan, Order, retry_after_header
 from .oauth import Tokens, bearer
 from .settings import Settings
@@ -102,10 +101,10 @@ class Gateway:
         tokens, reason = limited(answer, question.max_tokens)
         body = completion(question.model, "".join(tokens), reason, words(question), len(tokens))
         self._calls.gateway_figures["completed"] += 1
-        return web.json_response(body, headers={CORRELATION: secrets.token_hex(16)})
+        return web.json_response(body, headers={CORRELATION: make_correlation()})
 
     async def _stream(self, request: web.Request, question: Question, order: Order | None) -> web.StreamResponse:
-        headers = {"Content-Type": "application/x-ndjson", CORRELATION: secrets.token_hex(16)}
+        headers = {"Content-Type": "application/x-ndjson", CORRELATION: make_correlation()}
         response = web.StreamResponse(headers=headers)
         response.enable_chunked_encoding()
         fault = order.fault if order else ""

@@ -17,7 +17,8 @@ from .metrics_folder import VARIABLE, own_slot
 # Why a link, or the try to open one, failed.
 RetryCause = Literal[
     "unreachable",  # no connection, or no answer to the handshake
-    "refused",  # the handshake was answered with another status
+    "refused",  # the handshake was answered with another status, or a request to the platform API
+    "rate_limited",  # the platform API has had too many requests
     "credentials",  # there is no access token to open it with
     "lost",  # it broke, or was closed at the other end
     "silent",  # no pong came

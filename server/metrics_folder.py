@@ -5,21 +5,30 @@ worker must patch first.
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks for the folder
+PREFIX = "relay-metrics-"  # then the master's process id
+YOUNG = 10.0  # seconds since the last change in which a folder is left alone: it may be about to be locked
 
+_lock = -1  # the descriptor that holds the folder, for the life of the process
 _slot: int | None = None  # of this process, once it is a worker
 
 
 def make_folder(arbiter: Any) -> None:
     """Once in the master's life: a reload keeps the folder, and the counts in it."""
-    folder = tempfile.mkdtemp(prefix="relay-metrics-", dir=arbiter.cfg.worker_tmp_dir)
+    global _lock  # noqa: PLW0603 - one a process
+    remove_abandoned(Path(arbiter.cfg.worker_tmp_dir or tempfile.gettempdir()))
+    folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=arbiter.cfg.worker_tmp_dir)
+    _lock = lock(folder)
     os.chown(folder, arbiter.cfg.uid, arbiter.cfg.gid)
     os.environ[VARIABLE] = folder
     atexit.register(remove_folder, folder, os.getpid())
@@ -28,6 +37,28 @@ def make_folder(arbiter: Any) -> None:
 def remove_folder(folder: str, owner: int) -> None:
     if os.getpid() == owner:  # workers inherit what is to be done at the exit
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Removes the folders of masters that were killed: the living, and their workers, hold a lock."""
+    for folder in place.glob(f"{PREFIX}[0-9]*-*"):
+        with suppress(OSError):  # it is in use, another user's, or gone
+            if time.time() - folder.stat().st_ctime < YOUNG:
+                continue
+            descriptor = lock(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(descriptor)
+
+
+def lock(folder: Path | str) -> int:
+    """A descriptor that holds it. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def take_slot(arbiter: Any, worker: Any) -> None:

@@ -2,29 +2,24 @@
 
 import secrets
 import weakref
-from collections.abc import Callable
-from functools import cache
 from typing import ClassVar
 
 from flask import Flask
 
 from .access.caller import Caller
-from .access.guard import Access, Guard, Open
-from .access.keys import Keyring, read_keys
-from .access.tickets import Tickets
+from .access.guard import make_access
 from .credentials import Credentials
 from .gateway import Gateway
-from .journal import Entry, Journal
+from .journal import Entry
 from .journal.engines import open_journal
 from .prompt import Prompt
 from .settings import Settings, secret_text
-from .telemetry import hide_for_good
 from .transcript import Transcript
+from .transcript.conversation import Sink
+from .transcript.platform import Platform
 from .transcript.websocket import Websocket
 from .turn import Turn
 from .turns import Key, Turns
-
-SECRET_BYTES = 32
 
 
 class Relay:
@@ -42,13 +37,12 @@ class Relay:
             retain=settings.retain_seconds,
             retain_undelivered=settings.transcript_retain_seconds,
         )
-        self.access = make_access(settings, journal)
+        self.access = make_access(settings, journal.secret)
         self.turns = Turns(settings, self.gateway, journal)
+        self.sink = make_sink(settings, self.credentials)
         self.transcript: Transcript | None = None
-        if settings.transcript == "websocket":
-            assert self.credentials is not None
-            sink = Websocket(settings, self.credentials)
-            self.transcript = Transcript(journal.outbox, self.turns, sink, max_open=settings.max_turns)
+        if self.sink is not None:
+            self.transcript = Transcript(journal.outbox, self.turns, self.sink, max_open=settings.max_turns)
             self.turns.mirror_into(self.transcript)
         self.instances.add(self)
 
@@ -85,6 +79,8 @@ class Relay:
         if self.transcript is not None:
             self.transcript.close()
         self.turns.close()
+        if self.sink is not None:
+            self.sink.close()
         self.gateway.close()
         self.access.close()
         if self.credentials is not None:
@@ -102,30 +98,9 @@ def make_credentials(settings: Settings) -> Credentials | None:
     )
 
 
-def make_access(settings: Settings, journal: Journal) -> Access:
-    if settings.access == "open":
-        return Open()
-    keyring = Keyring(read_keys(secret_text(settings.relay_api_keys)), settings.relay_api_keys_file)
-    tickets = Tickets(make_secret(settings, journal), settings.ticket_seconds)
-    if settings.access == "keys":
-        return Guard(keyring, None, tickets)
-    # Not above: a relay without tokens needs none of the cryptography.
-    from .access.issuer import Issuer  # noqa: PLC0415
-    from .access.jwt import Tokens  # noqa: PLC0415
-
-    assert settings.jwt_jwks_url and settings.jwt_issuer and settings.jwt_audience
-    return Guard(keyring, Tokens(Issuer(settings.jwt_jwks_url), settings.jwt_issuer, settings.jwt_audience), tickets)
-
-
-def make_secret(settings: Settings, journal: Journal) -> Callable[[], bytes]:
-    """What signs tickets: SECRET_KEY, else what the store keeps for all workers. Asked for when it is needed first."""
-
-    @cache  # not what it raises
-    def secret() -> bytes:
-        if settings.secret_key is not None:
-            return secret_text(settings.secret_key).encode()
-        kept = journal.secret(secrets.token_urlsafe(SECRET_BYTES).encode())
-        hide_for_good(kept.decode())
-        return kept
-
-    return secret
+def make_sink(settings: Settings, credentials: Credentials | None) -> Sink | None:
+    """The way into the transcript, if there is to be one. Raises SettingsError for a proxy that cannot be used."""
+    if settings.transcript == "off":
+        return None
+    assert credentials is not None
+    return Websocket(settings, credentials) if settings.transcript == "websocket" else Platform(settings, credentials)

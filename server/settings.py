@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .access.keys import make_key, read_keys
 from .errors import BadRequest
 from .prompt import MAX_CONVERSATION_ID, read_conversation_id
+from .regions import api_of, login_of, region_of
 
 WEB = ("http", "https")
 WEBSOCKET = ("ws", "wss")
@@ -58,9 +59,16 @@ class Settings(BaseSettings):
     default_conversation_id: str | None = Field(None, description="for requests that name no conversation")
 
     genesys_base_url: str = Field("", description="https://{host of GENESYS_ENV}")
-    genesys_oauth_url: str = Field("", description="{base}/oauth/token")
+    genesys_oauth_url: str = Field(
+        "",
+        description="{base}/oauth/token; with TRANSCRIPT=platform in a region of Genesys Cloud "
+        "https://login.{region}/oauth/token",
+    )
     genesys_gateway_url: str = Field("", description="{base}/api/v2/ai/llm/gateway/chat")
     genesys_transcript_url: str = Field("", description="ws(s)://{base host}/v2/conversations/websockets")
+    genesys_api_url: str = Field(
+        "", description="of the platform: https://api.{region} of a base in a region, else {base}"
+    )
 
     oauth_scope: str = Field("ai:llm:gateway conversation:write websocket:subscribe", description="separated by spaces")
     gateway_api_key: SecretStr | None = Field(None, description="a static bearer for the gateway, in place of OAuth")
@@ -73,12 +81,27 @@ class Settings(BaseSettings):
     gateway_max_retries: Annotated[int, Field(ge=1, le=20, description="tries in all")] = 3
     gateway_system_prompt: str | None = Field(None, description="goes before each conversation")
 
-    transcript: Literal["websocket", "off"] = Field("websocket", description="how the transcript gets the text")
-    transcript_interval_ms: Annotated[int, Field(ge=0, le=10_000, description="least time between two messages")] = 0
-    transcript_max_chars: Annotated[int, Field(ge=100, description="of text in one message")] = 8000
-    # What stands around the text can take a thousand bytes: a conversation's id is up to 200 characters of any kind.
-    transcript_max_bytes: Annotated[int, Field(ge=2048, description="of a whole message, as JSON")] = 65_536
-    transcript_message_id: bool = Field(False, description='adds "id": "{turn}:{first}-{last}" to each message')
+    transcript: Literal["websocket", "platform", "off"] = Field(
+        "websocket", description="how the transcript gets the text: by its own socket, or by the public platform API"
+    )
+    transcript_interval_ms: Annotated[
+        int, Field(ge=0, le=10_000, description="websocket: least time between two messages")
+    ] = 0
+    transcript_max_chars: Annotated[
+        int, Field(ge=100, description="of text in one message; platform: 2000, an SMS never has over 765")
+    ] = 8000
+    # What stands around the text can take 1,000 bytes: a conversation's id is up to 200 characters of any script.
+    transcript_max_bytes: Annotated[int, Field(ge=2048, description="websocket: of a whole message, as JSON")] = 65_536
+    transcript_message_id: bool = Field(
+        False, description='websocket: adds "id": "{turn}:{first}-{last}" to each message'
+    )
+    transcript_requests_per_minute: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="platform: of all workers of this machine; Genesys Cloud allows an OAuth client 300 in all",
+        ),
+    ] = 240
 
     store_url: str = Field(
         "sqlite:///var/relay.db",
@@ -148,6 +171,9 @@ class Settings(BaseSettings):
         derived: dict[str, object] = {**places(base)}
         if "jwt_jwks_url" in given:
             derived["access"] = "jwt"
+        region = region_of(base)
+        if region and given.get("transcript") == "platform":
+            derived["genesys_oauth_url"] = login_of(region)
         if given.get("store_url") == "memory://":
             derived["web_concurrency"] = 1
         return derived | given | {"genesys_base_url": base}
@@ -194,7 +220,14 @@ class Settings(BaseSettings):
         except BadRequest:
             raise ValueError(f"must be 1 to {MAX_CONVERSATION_ID} printable characters") from None
 
-    @field_validator("genesys_base_url", "genesys_oauth_url", "genesys_gateway_url", "sandbox_url", "jwt_jwks_url")
+    @field_validator(
+        "genesys_base_url",
+        "genesys_oauth_url",
+        "genesys_gateway_url",
+        "genesys_api_url",
+        "sandbox_url",
+        "jwt_jwks_url",
+    )
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         return value if value is None else check_address(value, WEB)
@@ -238,6 +271,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _has_a_request_for_each_worker(self) -> Self:
+        if self.transcript == "platform" and self.transcript_requests_per_minute < self.web_concurrency:
+            raise SettingsError(
+                f"TRANSCRIPT_REQUESTS_PER_MINUTE={self.transcript_requests_per_minute} cannot be right: each of the "
+                f"{self.web_concurrency} workers needs one at least; set more, or a lower WEB_CONCURRENCY"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lets_someone_in(self) -> Self:
         if self.access == "jwt":
             needed = ("jwt_jwks_url", "jwt_issuer", "jwt_audience")
@@ -270,7 +312,7 @@ class Settings(BaseSettings):
 
     @property
     def needs_oauth(self) -> bool:
-        return self.gateway_api_key is None or self.transcript == "websocket"
+        return self.gateway_api_key is None or self.transcript != "off"
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -331,6 +373,7 @@ def places(base: str) -> dict[str, str]:
         "genesys_oauth_url": f"{base}/oauth/token",
         "genesys_gateway_url": f"{base}/api/v2/ai/llm/gateway/chat",
         "genesys_transcript_url": f"{'wss' if scheme.lower() == 'https' else 'ws'}://{rest}/v2/conversations/websockets",
+        "genesys_api_url": api_of(base),
     }
 
 

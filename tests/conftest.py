@@ -137,6 +137,10 @@ class Sandbox:
     def forget_faults(self):
         assert requests.delete(f"{self.url}/sandbox/faults", timeout=10).ok
 
+    def limit_rate(self, requests, seconds):
+        """How many platform requests are served in so many seconds."""
+        self._post("rate-limit", requests=requests, seconds=seconds)
+
     def expire_tokens(self):
         self._post("expire-tokens")
 
@@ -152,6 +156,16 @@ class Sandbox:
 
     def conversation(self, conversation_id):
         return requests.get(f"{self.url}/sandbox/conversations/{conversation_id}", timeout=10).json()
+
+    def listed_conversations(self):
+        return requests.get(f"{self.url}/sandbox/conversations", timeout=10).json()
+
+    def known_faults(self, place):
+        return requests.get(f"{self.url}/sandbox/faults", timeout=10).json()["known"][place]
+
+    def tokens(self):
+        """Every access token that was issued."""
+        return requests.get(f"{self.url}/sandbox/tokens", timeout=10).json()
 
     def text_of(self, conversation_id):
         return self.conversation(conversation_id)["text"]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
+
+from server import metrics_folder
 
 from .conftest import ROOT, RelayServer, until
 
@@ -52,7 +55,7 @@ class CountingRelay(RelayServer):
 
 @pytest.fixture
 def counting(sandbox):
-    relay = CountingRelay(sandbox.url, WEB_CONCURRENCY="2")
+    relay = CountingRelay(sandbox.url, WEB_CONCURRENCY="2", TRANSCRIPT="off")  # which measures by itself
     until(lambda: len(relay.workers) == 2, "both workers")
     yield relay
     relay.stop()
@@ -109,18 +112,40 @@ def test_the_folder_is_gone_after_the_end(sandbox, number):
     assert not folder.exists()
 
 
-def test_a_server_that_cannot_listen_leaves_no_folder(counting, sandbox):
-    others = set(counting.metrics_folder.parent.glob("relay-metrics-*"))
-    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+def test_a_server_that_cannot_listen_leaves_no_folder(counting):
     environment = {
         "BIND": counting.url.removeprefix("http://"),
         "STORE_URL": "memory://",
+        "ACCESS": "open",
         "OAUTH_CLIENT_ID": "a",
         "OAUTH_CLIENT_SECRET": "b",
     }
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, check=False)
-    assert ended.returncode != 0
-    assert set(counting.metrics_folder.parent.glob("relay-metrics-*")) <= others
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
+    assert process.wait(30) != 0
+    assert not list(counting.metrics_folder.parent.glob(f"relay-metrics-{process.pid}-*"))
+
+
+def test_folders_of_killed_masters_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_folder, "YOUNG", -1)
+    abandoned, used, foreign = [tmp_path / name for name in ("relay-metrics-1-x", "relay-metrics-2-x", "other-3-x")]
+    for folder in (abandoned, used, foreign):
+        folder.mkdir()
+    held = metrics_folder.lock(used)
+    metrics_folder.remove_abandoned(tmp_path)
+    os.close(held)
+    assert sorted(tmp_path.iterdir()) == [foreign, used]
+
+
+def test_a_killed_master_takes_the_lock_with_it_once_its_workers_have_gone(counting):
+    folder = counting.metrics_folder
+    with pytest.raises(BlockingIOError):
+        metrics_folder.lock(folder)
+    workers = counting.workers
+    counting.process.process.kill()
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), "the workers have gone")
+    os.close(metrics_folder.lock(folder))
+    shutil.rmtree(folder)
 
 
 def test_names_and_texts_follow_the_conventions(counting):

@@ -51,6 +51,40 @@ def test_places_are_derived_from_the_base_unless_set(environment):
     assert found.genesys_transcript_url == "ws://127.0.0.1:9/v2/conversations/websockets"
 
 
+APIS = [
+    ({}, "https://api.mypurecloud.com"),
+    ({"GENESYS_ENV": "login.mypurecloud.com.au"}, "https://api.mypurecloud.com.au"),
+    ({"GENESYS_ENV": "usw2.pure.cloud"}, "https://api.usw2.pure.cloud"),
+    ({"GENESYS_BASE_URL": "https://APPS.euw2.pure.cloud/x/"}, "https://api.euw2.pure.cloud"),
+    ({"GENESYS_BASE_URL": "http://127.0.0.1:9/"}, "http://127.0.0.1:9"),
+    ({"GENESYS_BASE_URL": "https://genesys.acme.example"}, "https://genesys.acme.example"),
+    ({"GENESYS_ENV": "notmypurecloud.com"}, "https://notmypurecloud.com"),
+    ({"GENESYS_ENV": "mypurecloud.com.evil.example"}, "https://mypurecloud.com.evil.example"),
+    ({"GENESYS_API_URL": "https://gateway.acme.example/genesys"}, "https://gateway.acme.example/genesys"),
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), APIS)
+def test_the_platform_api_is_that_of_the_region(environment, values, expected):
+    assert environment(**WHOLE, **values).genesys_api_url == expected
+
+
+def test_with_the_platform_as_transcript_the_login_is_that_of_the_region(environment):
+    platform = WHOLE | {"TRANSCRIPT": "platform"}
+    assert environment(**platform).genesys_oauth_url == "https://login.mypurecloud.com/oauth/token"
+    assert environment(**platform, GENESYS_OAUTH_URL="https://x/token").genesys_oauth_url == "https://x/token"
+
+
+def test_elsewhere_the_login_stays_with_the_base(environment):
+    found = environment(**WHOLE, TRANSCRIPT="platform", GENESYS_BASE_URL="http://127.0.0.1:9")
+    assert found.genesys_oauth_url == "http://127.0.0.1:9/oauth/token"
+
+
+def test_the_platform_needs_oauth_whatever_the_gateway_has(environment):
+    with pytest.raises(SettingsError, match="OAUTH_CLIENT_ID"):
+        environment(GATEWAY_API_KEY="key", TRANSCRIPT="platform")
+
+
 def test_an_empty_value_is_no_value(environment):
     assert environment(**WHOLE, GATEWAY_MODEL="", GENESYS_ENV="").gateway_model is None
 
@@ -90,6 +124,12 @@ IMPOSSIBLE = [
     (WHOLE | {"TRANSCRIPT": "pigeon"}, "TRANSCRIPT"),
     (WHOLE | {"TRANSCRIPT_MAX_CHARS": "99"}, "TRANSCRIPT_MAX_CHARS"),
     (WHOLE | {"TRANSCRIPT_MAX_BYTES": "2047"}, "TRANSCRIPT_MAX_BYTES"),
+    (WHOLE | {"TRANSCRIPT_REQUESTS_PER_MINUTE": "0"}, "TRANSCRIPT_REQUESTS_PER_MINUTE"),
+    (
+        WHOLE | {"TRANSCRIPT": "platform", "TRANSCRIPT_REQUESTS_PER_MINUTE": "3", "WEB_CONCURRENCY": "4"},
+        "TRANSCRIPT_REQUESTS_PER_MINUTE=3 cannot be right: each of the 4 workers",
+    ),
+    (WHOLE | {"GENESYS_API_URL": "wss://x"}, "GENESYS_API_URL"),
     (WHOLE | {"DISCONNECT_GRACE": "-2"}, "DISCONNECT_GRACE"),
     (WHOLE | {"BIND": "8000"}, "BIND"),
     (WHOLE | {"BIND": "127.0.0.1:99999"}, "BIND"),

@@ -1,17 +1,22 @@
 """The door: who comes in, and which streams they may see."""
 
+import secrets
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidToken, Unauthorized
+from ..settings import Settings, secret_text
+from ..telemetry import hide_for_good
 from .caller import ANYONE, Caller
-from .keys import Keyring
+from .keys import Keyring, read_keys
 from .tickets import Tickets
 
 if TYPE_CHECKING:
     from ..journal import Entry
     from .jwt import Tokens
 
+SECRET_BYTES = 32
 Sight = Callable[["Entry"], bool]  # whether someone may see a stream
 
 
@@ -83,3 +88,36 @@ class Guard:
 
 
 Access = Open | Guard
+
+
+def make_access(settings: Settings, keep: Callable[[bytes], bytes]) -> Access:
+    """What the settings say. `keep` is the store's: it keeps the first secret that is proposed, and returns it."""
+    if settings.access == "open":
+        return Open()
+    keyring = Keyring(read_keys(secret_text(settings.relay_api_keys)), settings.relay_api_keys_file)
+    tickets = Tickets(make_secret(settings, keep), settings.ticket_seconds)
+    return Guard(keyring, make_tokens(settings) if settings.access == "jwt" else None, tickets)
+
+
+def make_tokens(settings: Settings) -> "Tokens":
+    # Not above: a relay without tokens needs none of the cryptography.
+    from .issuer import Issuer  # noqa: PLC0415
+    from .jwt import Tokens  # noqa: PLC0415
+
+    assert settings.jwt_jwks_url and settings.jwt_issuer and settings.jwt_audience
+    return Tokens(Issuer(settings.jwt_jwks_url), settings.jwt_issuer, settings.jwt_audience)
+
+
+def make_secret(settings: Settings, keep: Callable[[bytes], bytes]) -> Callable[[], bytes]:
+    """What signs tickets: SECRET_KEY, else what the store keeps for all workers; asked for when it is needed first."""
+    if settings.secret_key is not None:
+        given = secret_text(settings.secret_key).encode()
+        return lambda: given
+
+    @cache  # not what it raises
+    def kept() -> bytes:
+        secret = keep(secrets.token_urlsafe(SECRET_BYTES).encode())
+        hide_for_good(secret.decode())
+        return secret
+
+    return kept

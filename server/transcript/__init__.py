@@ -2,8 +2,8 @@
 
 conversation.py   one that this worker holds, brought to a sink again after each loss
 line.py           its undelivered turns: what was sent, what has arrived
-pieces.py         what waits, joined and cut to messages
-websocket.py      the sink for a persistent WebSocket; socket.py and handshake.py below it
+websocket.py      the sink for a persistent WebSocket; socket.py, handshake.py and pieces.py below it
+platform.py       the sink for the public platform API; api.py, gather.py and pace.py below it
 
 The outbox in the journal knows what is undelivered, and gives each conversation one holder in the whole fleet.
 """

@@ -18,6 +18,8 @@ from .line import Line
 log = logging.getLogger(__name__)
 
 HEAD_START = 0.005  # seconds that the first connection leaves to the question: it would delay a quick first token
+IDLE = 60.0  # seconds without text after which it is given up, and its link closed
+STORE_WAIT = 0.5  # seconds until a store that could not be read is asked again
 LEAVE_TIMEOUT = 2.0  # seconds to hear of what was sent when another worker is to take over
 
 
@@ -44,12 +46,18 @@ class Sink(Protocol):
         Raises SinkLost or Refused, or is killed; nothing that it has sent may arrive after that.
         """
 
+    def close(self) -> None:
+        """Lets go of what all conversations share."""
+
 
 class Conversation:
     """A greenlet; what others want of it they say by its methods."""
 
-    def __init__(self, line: Line, sink: Sink, may_send: Callable[[], bool]) -> None:
-        """`may_send` tells whether this worker is the conversation's holder for certain."""
+    def __init__(
+        self, line: Line, sink: Sink, may_send: Callable[[], bool], pause: Callable[[Flag, float], object] = Flag.wait
+    ) -> None:
+        """`may_send` tells whether this worker is the conversation's holder for certain; `pause` waits for a flag, or
+        so many seconds."""
         self.id = line.conversation_id
         self.line = line
         self.bell: Bell = line.bell
@@ -63,6 +71,7 @@ class Conversation:
         self.refusal = ""  # why its text cannot be delivered
         self.on_break: Callable[[], None] | None = None  # the sink's, to break off what is under way
         self._sink = sink
+        self._pause = pause
         self._leave_by = 0.0
         self._failures = 0
         self._hurry = Flag()
@@ -82,6 +91,16 @@ class Conversation:
         """Seconds that the oldest unconfirmed text has waited."""
         since = self.failing_since if self.line else None
         return time.monotonic() - min(self.line.unconfirmed_since or time.monotonic(), since or time.monotonic())
+
+    @property
+    def idle_at(self) -> float:
+        """When it has idled for long enough, in monotonic seconds."""
+        return self.active_at + IDLE
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, and nothing has for long, or may be waited for."""
+        return not self.line and (self.resting or time.monotonic() >= self.idle_at)
 
     def rest(self) -> None:
         """Ends it unless something comes before that."""
@@ -133,7 +152,7 @@ class Conversation:
         metrics.transcript_retries[cause_of(error)].inc()
         fields = {"conversation": self.id, "detail": describe(error), "wait": round(wait, 2)}
         log.warning("transcript link lost, trying again", extra=fields | {"attempt": self._failures})
-        self._hurry.wait(wait)
+        self._pause(self._hurry, wait)
 
 
 def cause_of(error: Exception) -> metrics.RetryCause:

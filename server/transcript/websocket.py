@@ -18,18 +18,16 @@ from ..credentials import Credentials
 from ..errors import StoreUnavailable
 from ..settings import Settings
 from ..sse import Token
-from .conversation import Conversation, describe
+from .conversation import STORE_WAIT, Conversation, describe
 from .line import Mark, Piece
 from .pieces import join, split
 from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 
 log = logging.getLogger(__name__)
 
-IDLE = 60.0  # seconds without text after which a link is closed
 PING_INTERVAL = 20.0  # seconds of silence on a link
 CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; the most that can repeat after a loss
 PONG_TIMEOUT = 20.0  # seconds until a link without a pong counts as dead
-STORE_WAIT = 0.5  # seconds until a store that could not be read is asked again
 ENVELOPE = 1024  # bytes of a message beside its text: conversation, role, id
 
 
@@ -114,11 +112,9 @@ class Link:
                 gevent.sleep(self._interval)
 
     def _is_done(self) -> bool:
-        conversation = self._conversation
-        if conversation.leaving:
+        if self._conversation.leaving:
             return self._line.mark() is None
-        rested = conversation.resting or time.monotonic() - conversation.active_at >= IDLE
-        return rested and not self._line
+        return self._conversation.is_idle
 
     def _send_next(self) -> bool:
         """Whether something was sent, so that there may be more. Raises LinkLost."""
@@ -165,8 +161,9 @@ class Link:
             self._ping = Ping(b"%d" % self._pings, mark)
             self._socket.send(self._ping.payload, ABNF.OPCODE_PING)
             wait = PONG_TIMEOUT
-        idle_at = self._conversation.active_at + IDLE if not self._line else now + IDLE
-        self._conversation.wake_at = min(self._pinged_at + wait, idle_at)
+        self._conversation.wake_at = self._pinged_at + wait
+        if not self._line:
+            self._conversation.wake_at = min(self._conversation.wake_at, self._conversation.idle_at)
 
     def _patience(self, mark: Mark | None) -> float:
         """Seconds between the last ping and the next."""
