@@ -198,7 +198,11 @@ class RelayServer:
         }
         self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)", self.folder.name)
         self.url = self.process.url
-        until(self._answers, "GET /healthz")
+        try:
+            until(self._answers, "GET /healthz")
+        except BaseException:
+            self.stop()  # nobody else knows of it yet
+            raise
 
     def stop(self, number=signal.SIGINT):
         """Ends it; returns its exit status."""
@@ -211,7 +215,7 @@ class RelayServer:
         assert self.process.process.poll() is None, f"it ended: {self.process.output}"
         try:
             return requests.get(f"{self.url}/healthz", timeout=5).ok
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     @property

@@ -17,6 +17,7 @@ from ..errors import (
     BodyTooLarge,
     BodyTooSlow,
     ConversationRequired,
+    StoreUnavailable,
     UnsupportedMediaType,
 )
 from ..journal import Entry
@@ -186,7 +187,10 @@ def shown(relay: Relay, entry: Entry) -> Response:
 
 def delivery_of(relay: Relay, entry: Entry) -> dict[str, Any] | None:
     """How far the text is on its way into the transcript; None for one that does not go there."""
-    delivery = relay.turns.delivery(entry.id)
+    try:
+        delivery = relay.turns.delivery(entry.id)
+    except StoreUnavailable:  # the rest can be shown from memory
+        return {"state": "unknown"}
     if delivery is None:
         return None
     state = {"state": delivery.state, "cursor": delivery.cursor}
