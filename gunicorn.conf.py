@@ -1,12 +1,13 @@
 """gunicorn's settings, each with its reason. The relay's own are in the environment: see server/settings.py."""
 
 from pathlib import Path
+from typing import Any
 
 from server.journal.engines import prepare_or_exit
 from server.metrics_folder import clear_slot, keep_slot, make_folder, take_slot
 from server.settings import load_or_exit
 from server.telemetry import log_config
-from server.worker import Log, hurry_on_second_term
+from server.worker import Log, hurry_on_second_term, look_before_start
 
 settings = load_or_exit()
 prepare_or_exit(settings.store_url)
@@ -32,8 +33,14 @@ timeout = 30
 # After TERM or HUP a worker stays until its turns have ended: longer than any turn may take (GATEWAY_TIMEOUT).
 graceful_timeout = int(settings.gateway_timeout) + 15
 
+
+def on_starting(arbiter: Any) -> None:
+    """Once in the master's life, not at a reload: the server goes on with the keys that it has."""
+    look_before_start(settings)
+    make_folder(arbiter)
+
+
 # /metrics tells the numbers of all workers, whichever is asked: they share a folder.
-on_starting = make_folder
 pre_fork = take_slot
 post_fork = keep_slot
 child_exit = clear_slot

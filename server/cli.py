@@ -1,4 +1,4 @@
-"""The command `relay`: run it, look at its settings, see to text that waits."""
+"""The command `relay`: run it, look at its settings, make keys, see to text that waits."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pydantic import SecretStr
 
 from . import launch, undelivered
-from .settings import REDIS, Settings, load_or_exit, without_password
+from .access.keys import make_key
+from .settings import REDIS, Settings, leave, load_or_exit, without_password
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,6 +26,12 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--example", action="store_true", help="print the file .env.example instead")
     show.set_defaults(command=lambda options: print(example() if options.example else listing(load_or_exit())))
 
+    keys = commands.add_parser("keys", help="make keys for those who may ask")
+    verbs = keys.add_subparsers(required=True, metavar="COMMAND")
+    new = verbs.add_parser("new", help="make a key and print it, once, with what the server is to know of it")
+    new.add_argument("name", metavar="NAME", help="whose key it is: streams belong to this name")
+    new.set_defaults(command=lambda options: print(fresh_key(options.name)))
+
     transcript = commands.add_parser("transcript", help="see to text that the transcript does not have yet")
     verbs = transcript.add_subparsers(required=True, metavar="COMMAND")
     waiting = verbs.add_parser("list", help="print the turns whose text the transcript does not have whole")
@@ -34,6 +41,18 @@ def parser() -> argparse.ArgumentParser:
     retry.add_argument("conversation", nargs="?", metavar="CONVERSATION", help="of this conversation alone")
     retry.set_defaults(command=lambda options: undelivered.retry(options.conversation))
     return relay
+
+
+def fresh_key(name: str) -> str:
+    try:
+        fresh = make_key(name)
+    except ValueError as error:
+        leave(f"NAME cannot be right: {error}")
+    return (
+        f"For the client, and shown only now:  {fresh.key}\n"
+        f"For the server's .env:               RELAY_API_KEYS={fresh.entry}\n"
+        f"  or a line in RELAY_API_KEYS_FILE:  {fresh.entry}"
+    )
 
 
 def listing(settings: Settings) -> str:

@@ -10,12 +10,16 @@
     │   ├── PromptTooLong          413 prompt_too_long
     │   ├── UnsupportedMediaType   415 unsupported_media_type
     │   └── KeyUsedOtherwise       422 idempotency_key_used_otherwise
+    ├── Unauthorized               401 unauthorized
+    │   └── InvalidToken           401 invalid_token
+    ├── Forbidden                  403 forbidden
     ├── NotFound                   404 not_found
     ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
     ├── TooManyTurns               503 too_many_turns
     ├── Draining                   503 draining
     ├── StoreUnavailable           503 store_unavailable
+    ├── IssuerUnavailable          503 issuer_unavailable
     ├── Interrupted                503 interrupted
     ├── InternalError              500 internal_error
     ├── TurnTimedOut               504 turn_timed_out
@@ -107,6 +111,34 @@ class KeyUsedOtherwise(BadRequest):
     sentence = "This Idempotency-Key came with another body before. Use a new key for a new question."
 
 
+class Unauthorized(RelayError):
+    code = "unauthorized"
+    status = 401
+    sentence = (
+        "Say who you are: send the header `Authorization: Bearer KEY`, with a key that the operator has made "
+        "(`relay keys new NAME`) or a token."
+    )
+    challenge = "Bearer"  # for WWW-Authenticate (RFC 6750, 3)
+
+
+class InvalidToken(Unauthorized):
+    code = "invalid_token"
+    sentence = (
+        "The key or token is not known here, is not valid yet or any more, or was made for another server. "
+        "Get a fresh one from whoever gave it to you."
+    )
+    challenge = 'Bearer error="invalid_token"'
+
+
+class Forbidden(RelayError):
+    code = "forbidden"
+    status = 403
+    sentence = (
+        "This token is not good for that conversation (claim `conversations`). Name another conversation, or get a "
+        "token for this one."
+    )
+
+
 class NotFound(RelayError):
     code = "not_found"
     status = 404
@@ -141,6 +173,12 @@ class StoreUnavailable(RelayError):
     code = "store_unavailable"
     status = 503
     sentence = "The server cannot keep answers right now (STORE_URL: full, read-only or out of reach). Try again soon."
+
+
+class IssuerUnavailable(RelayError):
+    code = "issuer_unavailable"
+    status = 503
+    sentence = "The keys that tokens are checked with cannot be fetched (JWT_JWKS_URL). Try again in a moment."
 
 
 class Interrupted(RelayError):

@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .settings import NoOrganisation, Settings, SettingsError, host_and_port, leave, load, load_or_exit, places
+from .settings import (
+    NoAccess,
+    NoOrganisation,
+    Settings,
+    SettingsError,
+    host_and_port,
+    is_local,
+    leave,
+    load,
+    places,
+)
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT = 20.0  # seconds for the sandbox and the server to come up
@@ -52,23 +62,43 @@ def serve(processes: list[subprocess.Popen[str]]) -> int:
     if settings is None:
         sandbox = start_sandbox(processes)
         os.environ.update(sandbox_settings(sandbox))
-        settings, kind = load_or_exit(), f"the sandbox at {sandbox}"
+        settings, kind = load_for_run(), f"the sandbox at {sandbox}"
         os.environ["DEFAULT_CONVERSATION_ID"] = settings.default_conversation_id or "demo"
     address = free_address(settings.bind)
     if not (ROOT / "gunicorn.conf.py").exists():
         leave("`relay run` works in a checkout of the repository: clone it and use `make run`")
     server = start(processes, ["gunicorn", "-c", str(ROOT / "gunicorn.conf.py")], {"BIND": address})
     wait_for_port(server, address)
-    print(welcome(address, kind), flush=True)
+    print(welcome(address, kind, needs_key=settings.access != "open"), flush=True)
     return server.wait()
 
 
 def organisation() -> Settings | None:
     """The settings for a real organisation, None without any. Ends the program when they are wrong or half there."""
     try:
-        return load()
+        return load_for_run()
     except NoOrganisation:
         return None
+
+
+def load_for_run() -> Settings:
+    """The settings. Where none says who may ask, everyone on this machine may, and no one else can.
+
+    Raises NoOrganisation; ends the program when the settings are wrong.
+    """
+    try:
+        try:
+            return load()
+        except NoAccess as refusal:
+            if refusal.chosen:
+                raise
+            os.environ["ACCESS"] = "open"
+            settings = load()
+            if not is_local(settings.bind):
+                raise refusal from None
+            return settings
+    except NoOrganisation:
+        raise
     except SettingsError as error:
         leave(str(error))
 
@@ -150,11 +180,12 @@ def wait_for_port(server: subprocess.Popen[str], address: str) -> None:
     leave(f"the server did not come up within {START_TIMEOUT:.0f} s")
 
 
-def welcome(address: str, kind: str) -> str:
+def welcome(address: str, kind: str, needs_key: bool) -> str:
     body = '{"conversationId": "demo", "prompt": "Where is my parcel?"}'
+    key = "-H 'Authorization: Bearer KEY' " if needs_key else ""
     return (
         f"\nThe page is at  http://{address}/   (answers come from {kind}; Ctrl-C ends it)\n\n"
-        f"  curl -N http://{address}/stream-llm -H 'Content-Type: application/json' -d '{body}'\n"
+        f"  curl -N http://{address}/stream-llm {key}-H 'Content-Type: application/json' -d '{body}'\n"
     )
 
 

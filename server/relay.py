@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from flask import Flask
 
+from .access.caller import Caller
+from .access.guard import make_access
 from .credentials import Credentials
 from .gateway import Gateway
 from .journal import Entry
@@ -35,6 +37,7 @@ class Relay:
             retain=settings.retain_seconds,
             retain_undelivered=settings.transcript_retain_seconds,
         )
+        self.access = make_access(settings, journal.secret)
         self.turns = Turns(settings, self.gateway, journal)
         self.sink = make_sink(settings, self.credentials)
         self.transcript: Transcript | None = None
@@ -56,10 +59,11 @@ class Relay:
         register(app)
 
     def ask(
-        self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None = None
+        self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None
     ) -> tuple[Entry, Turn | None]:
-        """Begins a turn and its way into the transcript; raises and returns as `Turns.start`."""
-        return self.turns.start(prompt, conversation_id, caller, key)
+        """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden."""
+        caller.check(conversation_id)
+        return self.turns.start(prompt, conversation_id, caller.name, key)
 
     @property
     def busy(self) -> bool:
@@ -78,6 +82,7 @@ class Relay:
         if self.sink is not None:
             self.sink.close()
         self.gateway.close()
+        self.access.close()
         if self.credentials is not None:
             self.credentials.close()
 

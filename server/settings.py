@@ -6,13 +6,15 @@ The environment name is the field's name in capitals; a `.env` file in the worki
 import os
 import re
 import sys
-from ipaddress import IPv6Address
-from typing import Annotated, Literal, NoReturn, Self
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, Self, get_args
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .access.keys import make_key, read_keys
 from .errors import BadRequest
 from .prompt import MAX_CONVERSATION_ID, read_conversation_id
 from .regions import api_of, login_of, region_of
@@ -22,6 +24,7 @@ WEBSOCKET = ("ws", "wss")
 REDIS = ("redis", "rediss")
 LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")  # RFC 1123, 2.1
+LEAST_SECRET_KEY = 32  # characters
 USER_INFO = re.compile(r"^(.*?://(?:[^:@/]*:)?)?.*@", re.DOTALL)
 
 
@@ -31,6 +34,20 @@ class SettingsError(ValueError):
 
 class NoOrganisation(SettingsError):
     """Nothing says which organisation, or which other gateway, to talk to."""
+
+
+class NoAccess(SettingsError):
+    """Nothing says who may ask. The text is two lines, with a key that is fresh each time."""
+
+    def __init__(self, *, chosen: bool) -> None:
+        """`chosen`: whether ACCESS itself is set, and demands keys."""
+        self.chosen = chosen
+        fresh = make_key("client")
+        super().__init__(
+            f"No one may ask yet: RELAY_API_KEYS is missing. A key for your client, shown only here: {fresh.key}\n"
+            "To let it in, put this line into .env (or ACCESS=open, for everyone who reaches the port): "
+            f"RELAY_API_KEYS={fresh.entry}"
+        )
 
 
 class Settings(BaseSettings):
@@ -108,6 +125,26 @@ class Settings(BaseSettings):
     max_turns: Annotated[int, Field(ge=1, description="at once, in one worker")] = 2000
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request")] = 1024 * 1024
 
+    access: Literal["keys", "jwt", "open"] = Field(
+        "keys",
+        description="who may ask: keys, jwt (keys too; the default where JWT_JWKS_URL is set), or open: everyone",
+    )
+    relay_api_keys: SecretStr = Field(
+        SecretStr(""), description="NAME:HASH as `relay keys new NAME` prints it; several are separated by commas"
+    )
+    relay_api_keys_file: Path | None = Field(
+        None, description="a file with one NAME:HASH a line; what changes there counts within seconds"
+    )
+    jwt_jwks_url: str | None = Field(None, description="where the identity provider has its keys (JSON Web Key Set)")
+    jwt_issuer: str | None = Field(None, description="what tokens must say in `iss`")
+    jwt_audience: str | None = Field(None, description="what tokens must say in `aud`")
+    ticket_seconds: Annotated[
+        float, Field(gt=0, le=86_400, description="how long an address with a ticket is good; each use gives a new one")
+    ] = 900
+    secret_key: SecretStr | None = Field(
+        None, description="signs tickets; else one is made and kept in the store, the same for all that share it"
+    )
+
     bind: str = Field("127.0.0.1:8000", description="where the server listens")
     web_concurrency: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="worker processes; else one per CPU"
@@ -132,6 +169,8 @@ class Settings(BaseSettings):
             host += ".mypurecloud.com"
         base = str(given.get("genesys_base_url", f"https://{host}")).rstrip("/")
         derived: dict[str, object] = {**places(base)}
+        if "jwt_jwks_url" in given:
+            derived["access"] = "jwt"
         region = region_of(base)
         if region and given.get("transcript") == "platform":
             derived["genesys_oauth_url"] = login_of(region)
@@ -160,6 +199,19 @@ class Settings(BaseSettings):
             raise ValueError("must hold no spaces: the key alone, without `Bearer`")
         return value
 
+    @field_validator("relay_api_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr) -> SecretStr:
+        read_keys(secret_text(value))
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(secret_text(value)) < LEAST_SECRET_KEY:
+            raise ValueError(f"must have {LEAST_SECRET_KEY} characters at least, by chance: `openssl rand -hex 32`")
+        return value
+
     @field_validator("default_conversation_id")
     @classmethod
     def _is_conversation_id(cls, value: str | None) -> str | None:
@@ -168,7 +220,14 @@ class Settings(BaseSettings):
         except BadRequest:
             raise ValueError(f"must be 1 to {MAX_CONVERSATION_ID} printable characters") from None
 
-    @field_validator("genesys_base_url", "genesys_oauth_url", "genesys_gateway_url", "genesys_api_url", "sandbox_url")
+    @field_validator(
+        "genesys_base_url",
+        "genesys_oauth_url",
+        "genesys_gateway_url",
+        "genesys_api_url",
+        "sandbox_url",
+        "jwt_jwks_url",
+    )
     @classmethod
     def _is_web_address(cls, value: str | None) -> str | None:
         return value if value is None else check_address(value, WEB)
@@ -220,6 +279,37 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _lets_someone_in(self) -> Self:
+        if self.access == "jwt":
+            needed = ("jwt_jwks_url", "jwt_issuer", "jwt_audience")
+            missing = next((name for name in needed if getattr(self, name) is None), None)
+            if missing:
+                raise SettingsError(
+                    f"{missing.upper()} is missing: ACCESS=jwt takes JWT_JWKS_URL, JWT_ISSUER and JWT_AUDIENCE, as "
+                    "your identity provider names them"
+                )
+        elif self.access == "keys" and not read_keys(secret_text(self.relay_api_keys)) and not self.relay_api_keys_file:
+            raise NoAccess(chosen="access" in self.model_fields_set)
+        return self
+
+    @property
+    def risks(self) -> list[str]:
+        """What whoever runs this should think over: a sentence each."""
+        found = []
+        if self.access == "open" and not is_local(self.bind):
+            found.append(
+                f"ACCESS=open and BIND={self.bind}: whoever reaches this address spends your LLM budget and writes "
+                "into your conversations. Make keys (`relay keys new NAME`), or bind to 127.0.0.1"
+            )
+        if self.access == "open" and (secret_text(self.relay_api_keys) or self.relay_api_keys_file):
+            found.append("ACCESS=open asks no one for a key: take it away for the keys that are set to count")
+        if self.access == "jwt" and not is_private(self.jwt_jwks_url or ""):
+            found.append(
+                "JWT_JWKS_URL is fetched without TLS: who sits between can make tokens of their own. Use https://"
+            )
+        return found
+
     @property
     def needs_oauth(self) -> bool:
         return self.gateway_api_key is None or self.transcript != "off"
@@ -228,8 +318,8 @@ class Settings(BaseSettings):
     def secrets(self) -> tuple[str, ...]:
         """What must never be printed."""
         store = urlsplit(self.store_url).password or ""
-        found = (secret_text(self.oauth_client_secret), secret_text(self.gateway_api_key), store, unquote(store))
-        return tuple(secret for secret in found if secret)
+        own = (self.oauth_client_secret, self.gateway_api_key, self.secret_key)
+        return tuple(secret for secret in (*map(secret_text, own), store, unquote(store)) if secret)
 
 
 def load() -> Settings:
@@ -268,7 +358,7 @@ def explain(error: ValidationError) -> SettingsError:
         return cause
     name = str(first["loc"][0])
     field = Settings.model_fields[name]
-    secret = "secret" in name or "key" in name
+    secret = SecretStr in (field.annotation, *get_args(field.annotation))
     value = "(hidden)" if secret else repr(without_password(str(first["input"])))
     fix = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
     meaning = field.description or f"default: {field.default}"
@@ -332,6 +422,24 @@ def host_and_port(bind: str) -> tuple[str, int]:
         raise ValueError("must be HOST:PORT, [IPV6]:PORT or unix:PATH, for example 127.0.0.1:8000")
     host = str(IPv6Address(found[1])) if found[1] else found[2]
     return host, int(found[3])
+
+
+def is_local(bind: str) -> bool:
+    """Whether only this machine can reach a BIND."""
+    return bind.startswith("unix:") or is_loopback(host_and_port(bind)[0])
+
+
+def is_private(url: str) -> bool:
+    """Whether no one else can read or change what comes from this address."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def without_password(address: str) -> str:

@@ -55,6 +55,11 @@ def opening(cursor: int) -> bytes:
     return retry + (b"id: %d\n\n" % cursor if cursor else b"\n")
 
 
+def ticket(url: str) -> bytes:
+    """Where the stream can be followed from now on. Without an id: it is not of the answer, and is never replayed."""
+    return b"event: ticket\ndata: %b\n\n" % orjson.dumps({"url": url})
+
+
 def come_back(random: Callable[[], float]) -> bytes:
     """The last words of a worker that stops; `random` gives numbers from 0 to 1."""
     least, most = COME_BACK_MS

@@ -21,11 +21,15 @@ MAX_TOKENS = 64  # access tokens known to the redaction; they come and go
 HIDDEN = "[hidden]"
 # What introduces a secret that nobody has named to `hide`; in a URL, a form, a header, JSON or a repr.
 SECRET_PATTERN = re.compile(
-    r"""((?:access_token|refresh_token|client_secret|api_key|password)(?:\\*["'])?\s*[=:]\s*(?:\\*["'])?"""
+    r"""((?:access_token|refresh_token|client_secret|secret_key|api_keys?|password|ticket)"""
+    r"""(?:\\*["'])?\s*[=:]\s*(?:\\*["'])?"""
+    r"""|authorization(?:\\*["'])?\s*[=:]\s*(?:\\*["'])?(?:[a-z]+\s+)?"""
     r"""|\b(?:bearer|basic)\s+)"""
     r"""(?:[^\s&"',\\]|\\+(?![\\"']))+""",  # a backslash before a quote belongs to the quote
     re.IGNORECASE,
 )
+# What is a secret by its own looks: a relay's API key, a JSON Web Token.
+OBVIOUS_PATTERN = re.compile(r"\brelay_[\w-]{43}|\beyJ[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 PASSWORD_PATTERN = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NOISY = {"urllib3": logging.INFO, "websocket": logging.CRITICAL, "geventhttpclient": logging.INFO}
@@ -67,6 +71,7 @@ def forms_of(secret: str) -> set[str]:
 
 def redact(text: str) -> str:
     text = _known.sub(HIDDEN, text)
+    text = OBVIOUS_PATTERN.sub(HIDDEN, text)
     text = SECRET_PATTERN.sub(rf"\1{HIDDEN}", text)
     return PASSWORD_PATTERN.sub(rf"\1{HIDDEN}", text)
 

@@ -161,16 +161,20 @@ class Turns:
             self._mirror.note(conversation_id)
         return entry, turn
 
-    def find(self, turn_id: str) -> Entry:
-        """What is known of a turn, wherever it runs. Raises StreamNotFound or StoreUnavailable."""
+    def find(self, turn_id: str, may_see: Callable[[Entry], bool]) -> Entry:
+        """What is known of a turn, wherever it runs. Raises StreamNotFound or StoreUnavailable.
+
+        A turn that is there, but not for who asks, is looked up like one that is not: the time tells nothing either.
+        """
         turn = self._turns.get(turn_id)
-        entry = self._journal.find(turn_id) if turn is None else turn.entry
-        if entry is None:
+        entry = turn.entry if turn is not None and may_see(turn.entry) else self._journal.find(turn_id)
+        if entry is None or not may_see(entry):
             raise StreamNotFound
         return entry
 
-    def turns_of(self, conversation_id: str) -> list[Entry]:
-        return self._journal.turns_of(conversation_id, LIST_LIMIT)
+    def turns_of(self, conversation_id: str, caller: str) -> list[Entry]:
+        """The newest that this caller began in a conversation, oldest first. Raises StoreUnavailable."""
+        return self._journal.turns_of(conversation_id, caller, LIST_LIMIT)
 
     def follow(self, entry: Entry, cursor: int, can_return: bool = True) -> Follower:
         """Someone who reads here; `leave` gives it back. Raises BadCursor for a cursor that no one can have."""
@@ -190,7 +194,10 @@ class Turns:
         turn = self._turns.get(turn_id)
         if turn is not None:
             return turn.tail.follow(cursor, is_audience=False, bell=bell)
-        return self._courier.follow(self.find(turn_id), cursor, is_audience=False, bell=bell)
+        entry = self._journal.find(turn_id)
+        if entry is None:
+            raise StreamNotFound
+        return self._courier.follow(entry, cursor, is_audience=False, bell=bell)
 
     def runs_here(self, turn_id: str) -> bool:
         return turn_id in self._turns and not self._turns[turn_id].ended

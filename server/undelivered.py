@@ -105,6 +105,7 @@ def outbox() -> Iterator[Outbox]:
 
 def settings_for_the_store() -> Settings:
     """The sandbox needs no account, and neither does its store."""
+    os.environ["ACCESS"] = "open"  # no one comes in here
     found = organisation()
     if found is None:
         os.environ.update(sandbox_settings("http://127.0.0.1"))

@@ -16,8 +16,13 @@ import gevent
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
+from .access.keys import read_file
+from .settings import Settings, leave
+
 if TYPE_CHECKING:
     from .relay import Relay
+
+log = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks at what is left
 LAST_WORDS = 3.0  # seconds at the end of the drain for followers to be told
@@ -98,6 +103,21 @@ class Log(Logger):  # type: ignore[misc]
     def access(self, *arguments: Any) -> None:
         if self.access_log.isEnabledFor(logging.INFO):
             super().access(*arguments)
+
+
+def look_before_start(settings: Settings) -> None:
+    """Warns of what is dangerous; a file of keys that cannot be used ends the start.
+
+    No worker ends for that: one that comes later must not stop the server because the file is being edited.
+    """
+    path = settings.relay_api_keys_file if settings.access != "open" else None
+    try:
+        if path is not None:
+            read_file(path)
+    except (OSError, ValueError) as error:
+        leave(f"RELAY_API_KEYS_FILE={path} cannot be used: {error.strerror if isinstance(error, OSError) else error}")
+    for risk in settings.risks:
+        log.warning(risk)
 
 
 def hurry_on_second_term(arbiter: Any) -> None:

@@ -55,6 +55,11 @@ class Process:
             "DISCONNECT_",
             "STORE_",
             "RETAIN_",
+            "ACCESS",
+            "RELAY_",
+            "JWT_",
+            "SECRET_KEY",
+            "TICKET_",
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
@@ -191,6 +196,7 @@ class RelayServer:
             "DISCONNECT_GRACE": "1",
             "GATEWAY_IDLE_TIMEOUT": "2",
             "WEB_CONCURRENCY": "1",
+            "ACCESS": "open",
         }
         self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)", self.folder.name)
         self.url = self.process.url

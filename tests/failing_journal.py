@@ -73,7 +73,9 @@ class Place:
 
 def main():
     url, conversation = sys.argv[1:]
-    settings = Settings(genesys_base_url=url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret")
+    settings = Settings(
+        access="open", genesys_base_url=url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret"
+    )
     journal = MemoryJournal("worker", 60, 60)
     journal.begin(Entry("turn", conversation, "", time.time(), mirrored=True), None)
     journal.append([Batch("turn", EVENTS)])

@@ -14,6 +14,8 @@ import pytest
 import requests
 
 from server import settings as settings_module
+from server.access.keys import Keyring, make_key, read_keys
+from server.cli import main
 
 from .conftest import ROOT, until
 
@@ -177,7 +179,10 @@ HALF = [
     ({"OAUTH_CLIENT_SECRET": "b"}, "OAUTH_CLIENT_ID is missing"),
     ({"GATEWAY_API_KEY": "a-key"}, "OAUTH_CLIENT_ID is missing"),
     ({"BIND": "nowhere"}, "BIND='nowhere'"),
-    ({"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "b", "BIND": "192.0.2.1:8000"}, "BIND='192.0.2.1:8000'"),
+    (
+        {"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "b", "BIND": "192.0.2.1:8000", "ACCESS": "open"},
+        "BIND='192.0.2.1:8000'",
+    ),
 ]
 
 
@@ -192,3 +197,37 @@ def test_settings_that_are_half_there_are_not_replaced_by_the_sandbox(run, envir
 def test_a_server_that_cannot_start_ends_the_command_with_its_status(run, tmp_path):
     (tmp_path / "gunicorn.py").write_text("raise SystemExit(7)")
     assert run().process.wait(10) == 7
+
+
+OAUTH = {"OAUTH_CLIENT_ID": "a", "OAUTH_CLIENT_SECRET": "b"}
+
+
+@pytest.mark.parametrize("environment", [{"BIND": "0.0.0.0:0"}, {"ACCESS": "keys"}, OAUTH | {"BIND": "[::]:0"}])
+def test_run_is_open_on_this_machine_alone_and_where_nothing_else_is_said(run, environment):
+    running = run(**environment)
+    assert running.process.wait(20) == 2
+    assert "No one may ask yet" in running.output
+    assert "RELAY_API_KEYS=client:" in running.output
+
+
+def test_run_asks_for_the_keys_that_are_set(run):
+    fresh = make_key("shop")
+    running = run(BIND=f"127.0.0.1:{free_port()}", RELAY_API_KEYS=fresh.entry)
+    assert ask(running).status_code == 401
+    assert "-H 'Authorization: Bearer KEY'" in running.output
+    headers = {"Authorization": f"Bearer {fresh.key}"}
+    assert requests.post(f"{running.url}/streams", json={"prompt": "a"}, headers=headers, timeout=10).ok
+
+
+def test_keys_new_prints_a_key_and_what_the_server_is_to_know_of_it(capsys):
+    main(["keys", "new", "shop"])
+    printed = capsys.readouterr().out
+    key = re.search(r"relay_[\w-]{43}", printed)[0]
+    line = re.search(r"RELAY_API_KEYS=(shop:\w{64})$", printed, re.MULTILINE)[1]
+    assert Keyring(read_keys(line)).name_of(key) == "shop"
+
+
+def test_keys_new_refuses_a_name_that_cannot_be(capsys):
+    with pytest.raises(SystemExit):
+        main(["keys", "new", "a shop"])
+    assert "NAME cannot be right" in capsys.readouterr().err

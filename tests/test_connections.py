@@ -265,6 +265,7 @@ def test_the_environment_says_which_proxy_holds_for_an_address(monkeypatch, envi
 @pytest.mark.parametrize("proxy", ["https://user:hunter2@proxy", "socks5h://proxy:1080", "http://proxy:x", "http://"])
 def test_a_proxy_that_cannot_be_used_is_refused_at_the_start(proxy):
     environment = {"PATH": os.environ["PATH"], "HTTPS_PROXY": proxy, "GATEWAY_API_KEY": "key", "TRANSCRIPT": "off"}
+    environment["ACCESS"] = "open"
     command = [sys.executable, "-c", "import server; server.create_app()"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode

@@ -70,7 +70,7 @@ class TestBegin:
         repeated = entry(fingerprint="two")
         assert bob.begin(repeated, "key") == first
         assert ann.find(repeated.id) is None
-        assert ann.turns_of("c", 10) == [first]
+        assert ann.turns_of("c", "alice", 10) == [first]
 
     def test_the_same_key_of_another_caller_begins_another_turn(self, ann):
         ann.begin(entry(caller="alice"), "key")
@@ -109,11 +109,19 @@ class TestTurnsOf:
         for turn in turns:
             ann.begin(turn, None)
         begun(ann, conversation="another")
-        assert bob.turns_of("c", 10) == sorted(turns, key=lambda turn: turn.began)
+        assert bob.turns_of("c", "alice", 10) == sorted(turns, key=lambda turn: turn.began)
 
     def test_a_limit_keeps_the_newest(self, ann):
         turns = [begun(ann, began=float(began)) for began in range(5)]
-        assert ann.turns_of("c", 2) == turns[-2:]
+        assert ann.turns_of("c", "alice", 2) == turns[-2:]
+
+    def test_other_callers_turns_take_no_place(self, ann):
+        ours = [begun(ann, began=float(began)) for began in range(3)]
+        for began in range(5):
+            begun(ann, began=began + 0.5, caller="bob")
+        assert ann.turns_of("c", "alice", 2) == ours[-2:]
+        assert len(ann.turns_of("c", "bob", 10)) == 5
+        assert ann.turns_of("c", "carol", 10) == []
 
     def test_turns_that_are_forgotten_take_no_place(self, store, ann):
         old = begun(ann, began=1.0)
@@ -122,10 +130,10 @@ class TestTurnsOf:
         ann.append([batch(newest, 1, 1, Done(2, "complete"))])
         store.live_on(RETAIN + 1, ann)
         ann.purge()
-        assert ann.turns_of("c", 2) == [old, middle]
+        assert ann.turns_of("c", "alice", 2) == [old, middle]
 
     def test_an_unknown_conversation_has_none(self, ann):
-        assert ann.turns_of("nothing", 10) == []
+        assert ann.turns_of("nothing", "alice", 10) == []
 
 
 class TestAppend:
@@ -231,8 +239,20 @@ class TestAppend:
     def test_names_may_hold_any_character(self, ann, bob):
         turn = ann.begin(entry(conversation="c {x}:1 🦊\n", caller="Zoë:{y}"), "key:{z} \n")
         assert bob.find(turn.id) == turn
-        assert bob.turns_of("c {x}:1 🦊\n", 5) == [turn]
+        assert bob.turns_of("c {x}:1 🦊\n", "Zoë:{y}", 5) == [turn]
         assert bob.begin(entry(caller="Zoë:{y}"), "key:{z} \n") == turn
+
+
+class TestSecret:
+    def test_the_first_that_is_proposed_is_everyones(self, ann, bob):
+        assert ann.secret(b"first") == b"first"
+        assert bob.secret(b"second") == b"first"
+        assert ann.secret(b"third") == b"first"
+
+    def test_it_outlives_those_who_proposed_it(self, store, ann):
+        ann.secret(b"first")
+        store.live_on(5 * RETAIN)
+        assert store.open("carol").secret(b"second") == b"first"
 
 
 class TestLease:
@@ -424,7 +444,7 @@ class TestPurge:
         ann.purge()
         assert bob.find(turn.id) is None
         assert bob.read(turn.id, 0, 10) == []
-        assert bob.turns_of("c", 10) == []
+        assert bob.turns_of("c", "alice", 10) == []
 
     def test_a_turn_that_runs_is_never_forgotten(self, store, ann):
         turn = begun(ann)
@@ -432,7 +452,7 @@ class TestPurge:
         store.live_on(5 * RETAIN, ann)
         ann.purge()
         assert ann.read(turn.id, 0, 10) == tokens(1, 1)
-        assert ann.turns_of("c", 10) == [ann.find(turn.id)]
+        assert ann.turns_of("c", "alice", 10) == [ann.find(turn.id)]
         assert not ann.append([batch(turn, 2, 2)])
 
     def test_an_interrupted_turn_is_forgotten_as_well(self, store, ann, bob):

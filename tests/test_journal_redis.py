@@ -49,7 +49,7 @@ def calls(journal, turn):
         lambda: journal.append([batch(turn, 1, 2)]),
         lambda: journal.read(turn.id, 0, 10),
         lambda: journal.find(turn.id),
-        lambda: journal.turns_of("c", 10),
+        lambda: journal.turns_of("c", "alice", 10),
         lambda: journal.news({turn.id: 0}, 1),
         journal.wake,
         lambda: journal.ask([turn.id], "cancel"),
@@ -137,7 +137,7 @@ def test_a_full_server_refuses_and_loses_nothing(server, ann, bob):
     assert ann.read(turn.id, 0, 10) == tokens(1, 2), "what is there can be read"
     server.client.config_set("maxmemory", 0)
     assert ann.find(turn.id) == turn._replace(last_id=2, reach=2 + AHEAD)
-    assert ann.turns_of("c", 10) == [ann.find(turn.id)]
+    assert ann.turns_of("c", "alice", 10) == [ann.find(turn.id)]
     assert not ann.append([batch(turn, 3, 4)])
 
 
@@ -199,7 +199,7 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     until(lambda: ann.find(lost.id), "the deed after the lost reply")
     assert ann.renew()
     assert ann.find(lost.id).status == "interrupted", "for whoever has been led to it meanwhile"
-    assert ann.turns_of("c", 10) == []
+    assert ann.turns_of("c", "alice", 10) == []
     assert ann.outbox.find(lost.id) is None
     assert not ann.outbox.undelivered(10)
     assert not ann.outbox.unheld(10)
@@ -251,7 +251,7 @@ def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):
     journal.append([batch(turn, 1, 2, Done(3, "complete"))])
     assert journal.find(turn.id)
     until(lambda: journal.find(turn.id) is None, "the end of retention")
-    assert journal.turns_of("c", 10) == []
+    assert journal.turns_of("c", "alice", 10) == []
     journal.close()
     assert server.client.keys() == []
 
@@ -274,7 +274,7 @@ def test_a_cluster_takes_all_scripts():
         assert list(ann.news({turn.id: 1}, 1)) == [{turn.id: tokens(2, 2)}, [(turn.id, "cancel")]]
         store.outlive_lease(bob)
         assert list(bob.interrupt_orphans()) == [turn.id]
-        assert [found.status for found in bob.turns_of("c", 10)] == ["interrupted"]
+        assert [found.status for found in bob.turns_of("c", "alice", 10)] == ["interrupted"]
         assert list(bob.outbox.unheld(10)) == ["c"]
         assert bob.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
         assert list(bob.outbox.park("c", "refused")) == list(bob.outbox.retry()) == [turn.id]
@@ -343,5 +343,5 @@ def test_what_another_hand_deleted_stops_nobody(server, store, ann, bob):
     store.outlive_lease(bob)
     assert list(bob.interrupt_orphans()) == [turn.id]
     assert server.client.smembers("{relay}:workers") == set()
-    assert bob.turns_of("c", 10) == [bob.find(turn.id)]
+    assert bob.turns_of("c", "alice", 10) == [bob.find(turn.id)]
     assert server.client.zrange("{relay}:conversation:c", 0, -1) == [turn.id], "the list was cleaned as it was read"

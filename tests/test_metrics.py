@@ -116,6 +116,7 @@ def test_a_server_that_cannot_listen_leaves_no_folder(counting):
     environment = {
         "BIND": counting.url.removeprefix("http://"),
         "STORE_URL": "memory://",
+        "ACCESS": "open",
         "OAUTH_CLIENT_ID": "a",
         "OAUTH_CLIENT_SECRET": "b",
     }

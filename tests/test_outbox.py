@@ -87,7 +87,7 @@ class TestBegin:
     def test_a_mirrored_turn_waits_for_delivery(self, ann, bob):
         turn = begun(ann)
         assert bob.outbox.find(turn.id) == Delivery(turn.id, "c", "pending", 0, None)
-        assert bob.find(turn.id) == ann.turns_of("c", 10)[0] == turn
+        assert bob.find(turn.id) == ann.turns_of("c", "alice", 10)[0] == turn
         assert bob.find(turn.id).mirrored is True
 
     def test_one_that_is_not_mirrored_does_not(self, ann):
@@ -528,7 +528,7 @@ class TestRetention:
         assert bob.find(plain.id) is None
         assert bob.find(pending.id).status == bob.find(parked.id).status == "complete"
         assert bob.read(pending.id, 0, 10) == [*tokens(1, 2), Done(3, "complete")]
-        assert bob.turns_of("c", 10) == [bob.find(pending.id)]
+        assert bob.turns_of("c", "alice", 10) == [bob.find(pending.id)]
         assert claimed(bob) == parcels(pending)
         assert claimed(bob, "parked") == parcels(parked)
         assert claimed(bob, "running") == parcels(running)
@@ -603,7 +603,7 @@ class TestRetention:
             assert ann.find(turn.id) is None
             assert ann.outbox.find(turn.id) is None
             assert ann.read(turn.id, 0, 10) == []
-        assert ann.turns_of("c", 10) == []
+        assert ann.turns_of("c", "alice", 10) == []
         assert list(ann.outbox.unheld(10)) == ["running"]
         assert [delivery.turn_id for delivery in ann.outbox.undelivered(10)] == [running.id]
         assert not ann.outbox.retry()

@@ -11,6 +11,8 @@ import requests
 import websocket
 from playwright.sync_api import expect, sync_playwright
 
+from server.access.keys import make_key
+
 from .conftest import RelayServer, until
 from .proxy import Proxy
 
@@ -52,12 +54,12 @@ def open_page(browser, relay):
     for what the test has set as `open_page.expected`."""
     contexts, complaints = [], []
 
-    def open_at(url=relay.url, **options):
+    def open_at(url=relay.url, ready=None, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         context.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         context.on("weberror", lambda error: complaints.append(str(error.error)))
-        return open_window(context, url)
+        return open_window(context, url, ready)
 
     open_at.expected = None
     yield open_at
@@ -66,10 +68,14 @@ def open_page(browser, relay):
     assert [text for text in complaints if open_at.expected is None or open_at.expected not in text] == []
 
 
-def open_window(context, url):
+def open_window(context, url, ready=None):
+    """`ready` is what shows that the page is there, in place of a conversation's id."""
     page = context.new_page()
     page.goto(url)
-    expect(page.locator("#conversation-id")).not_to_have_value("")
+    if ready is None:
+        expect(page.locator("#conversation-id")).not_to_have_value("")
+    else:
+        expect(page.locator(ready)).to_be_visible()
     return page
 
 
@@ -275,7 +281,9 @@ def test_no_width_scrolls_sideways(open_page, sandbox, prompt, width):
     ask(page, prompt)
     expect_state(page, "complete")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    heights = page.eval_on_selector_all("button, input", "all => all.map(e => e.getBoundingClientRect().height)")
+    heights = page.eval_on_selector_all(
+        ":is(header, main) :is(button, input)", "all => all.map(e => e.getBoundingClientRect().height)"
+    )
     assert min(heights) >= 44
 
 
@@ -881,3 +889,92 @@ def test_on_a_narrow_screen_the_answer_is_followed_and_the_question_stays_in_rea
     sandbox.receipt(prompt, 400)
     expect_state(page, "complete")
     assert page.evaluate("window.scrollY") == 0  # a reader who has gone up stays there
+
+
+@pytest.fixture
+def guarded(start_relay):
+    """A relay that asks for keys, and such a key. Its tickets are good for less than an answer takes."""
+    fresh = make_key("ann")
+    relay = start_relay(
+        ACCESS="keys",
+        RELAY_API_KEYS=fresh.entry,
+        TICKET_SECONDS="2",
+        DISCONNECT_GRACE="60",
+        GATEWAY_IDLE_TIMEOUT="60",
+    )
+    return relay, fresh.key
+
+
+def give(page, key):
+    page.fill("#key", key)
+    page.press("#key", "Enter")
+
+
+def open_guarded(open_page, relay, key):
+    """Opens the page, which asks for the key before anything else."""
+    page = open_page(relay.url, ready="#key-dialog")
+    expect(page.locator("#key")).to_be_focused()
+    give(page, key)
+    expect(page.locator("#key-dialog")).to_be_hidden()
+    expect(page.locator("#conversation-id")).not_to_have_value("")
+    return page
+
+
+def test_where_keys_are_asked_for_the_page_asks_once_and_keeps_none(guarded, open_page, sandbox, prompt):
+    relay, key = guarded
+    sandbox.script(prompt, ["one ", "two "])
+    page = open_guarded(open_page, relay, key)
+    ask(page, prompt)
+    expect_text(page, "one two ")
+    expect_transcript(page, "agrees")
+    ask(page, prompt)
+    expect(page.locator(".answer")).to_have_count(2)
+    expect_state(page, "complete")
+    kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])")
+    assert key not in kept
+    page.reload()
+    expect(page.locator("#key-dialog")).to_be_visible()
+
+
+def test_a_key_that_is_not_taken_is_asked_for_again(guarded, open_page, sandbox, prompt):
+    relay, key = guarded
+    sandbox.script(prompt, ["one "])
+    open_page.expected = LOST
+    page = open_page(relay.url, ready="#key-dialog")
+    give(page, "wrong")
+    expect(page.locator("#key-note")).to_have_text("The server does not take this key.")
+    page.press("#key", "Escape")
+    give(page, key)
+    expect(page.locator("#key-dialog")).to_be_hidden()
+    ask(page, prompt)
+    expect_text(page, "one ")
+
+
+def test_an_answer_goes_on_after_a_lost_connection_when_its_first_ticket_has_ended(guarded, open_page, sandbox, prompt):
+    relay, key = guarded
+    sandbox.script(prompt, ["one ", "two ", "three "], gate=True)
+    proxy = Proxy(relay.url)
+    try:
+        open_page.expected = LOST
+        page = open_guarded(open_page, proxy, key)
+        ask(page, prompt)
+        expect_text(page, "one ")
+        page.wait_for_timeout(2500)
+        proxy.cut()
+        sandbox.receipt(prompt, 2)
+        expect_text(page, "one two three ")
+        sandbox.receipt(prompt, 3)
+        expect_state(page, "complete")
+    finally:
+        proxy.close()
+
+
+def test_stop_works_with_a_key_when_the_first_ticket_has_ended(guarded, open_page, sandbox, prompt):
+    relay, key = guarded
+    sandbox.script(prompt, ["one ", "two "], gate=True)
+    page = open_guarded(open_page, relay, key)
+    ask(page, prompt)
+    expect_text(page, "one ")
+    page.wait_for_timeout(2500)
+    page.click("#stop")
+    expect_state(page, "stopped")

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from server import settings as settings_module
+from server.access.keys import Keyring, make_key, read_keys
 from server.cli import example, listing
-from server.settings import NoOrganisation, SettingsError, host_and_port, load
+from server.settings import NoAccess, NoOrganisation, SettingsError, host_and_port, load
 
 WHOLE = {"OAUTH_CLIENT_ID": "client", "OAUTH_CLIENT_SECRET": "the-secret-value"}
 
 
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
-    """Only what a test sets; no .env of the working folder."""
+    """Only what a test sets, and open access; no .env of the working folder."""
     for name in settings_module.Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("ACCESS", "open")
     monkeypatch.chdir(tmp_path)
 
     def use(**values):
@@ -272,3 +274,82 @@ def test_a_proxy_that_cannot_be_used_ends_the_start_and_says_so(start_relay):
         start_relay(GENESYS_BASE_URL="https://gateway.test", HTTPS_PROXY="socks5://user:hunter2@proxy:1080")
     assert "hunter2" not in str(stopped.value)
     assert "Traceback" not in str(stopped.value)
+
+
+FRESH = make_key("shop")
+PROVIDER = {"JWT_JWKS_URL": "https://id.example/keys", "JWT_ISSUER": "https://id.example/", "JWT_AUDIENCE": "relay"}
+
+
+@pytest.mark.parametrize("more", [{}, {"ACCESS": "keys"}, {"RELAY_API_KEYS": " , "}])
+def test_without_keys_nothing_starts_and_the_refusal_brings_a_key_that_will_do(environment, more):
+    with pytest.raises(NoAccess) as refusal:
+        environment(**WHOLE | {"ACCESS": ""} | more)
+    first, second = str(refusal.value).split("\n")
+    name, _, value = second.rpartition(" ")[2].partition("=")
+    assert name == "RELAY_API_KEYS"
+    assert Keyring(read_keys(value)).name_of(first.rpartition(" ")[2]) == "client"
+    assert environment(**WHOLE, RELAY_API_KEYS=value, ACCESS="").access == "keys"
+
+
+def test_each_refusal_brings_another_key(environment):
+    assert len({refused(environment, **WHOLE, ACCESS="") for _ in range(3)}) == 3
+
+
+def refused(environment, **values):
+    with pytest.raises(SettingsError) as refusal:
+        environment(**values)
+    return str(refusal.value)
+
+
+def test_a_file_of_keys_is_enough(environment, tmp_path):
+    assert environment(**WHOLE, ACCESS="", RELAY_API_KEYS_FILE=str(tmp_path / "keys")).access == "keys"
+
+
+def test_an_identity_provider_is_enough_and_means_tokens(environment):
+    assert environment(**WHOLE, **PROVIDER, ACCESS="").access == "jwt"
+
+
+@pytest.mark.parametrize("missing", ["JWT_JWKS_URL", "JWT_ISSUER", "JWT_AUDIENCE"])
+def test_tokens_take_all_three_of_their_settings(environment, missing):
+    line = refused(environment, **WHOLE | PROVIDER | {"ACCESS": "jwt", missing: ""})
+    assert line.startswith(f"{missing} is missing")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"RELAY_API_KEYS": FRESH.key},
+        {"RELAY_API_KEYS": f"shop:{FRESH.key}"},
+        {"RELAY_API_KEYS": f"{FRESH.entry},{FRESH.key}"},
+        {"SECRET_KEY": FRESH.key[:31]},
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(environment, values):
+    line = refused(environment, **WHOLE, **values)
+    assert line.startswith(f"{next(iter(values))}=(hidden) cannot be right")
+    assert FRESH.key[:31] not in line
+
+
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:8000", "127.8.0.1:8000", "[::1]:8000", "localhost:8000", "unix:/run/relay"]
+)
+def test_open_access_on_this_machine_alone_is_no_risk(environment, bind):
+    assert environment(**WHOLE, BIND=bind).risks == []
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:8000", "[::]:8000", "192.0.2.1:8000", "relay.example:8000"])
+def test_open_access_for_others_is_a_risk(environment, bind):
+    assert "ACCESS=open" in environment(**WHOLE, BIND=bind).risks[0]
+    assert environment(**WHOLE, BIND=bind, ACCESS="keys", RELAY_API_KEYS=FRESH.entry).risks == []
+
+
+def test_keys_beside_open_access_and_keys_fetched_in_the_clear_are_risks(environment):
+    assert "asks no one" in environment(**WHOLE, RELAY_API_KEYS=FRESH.entry).risks[0]
+    clear = {"ACCESS": "jwt", "JWT_JWKS_URL": "http://id.example/keys"}
+    assert "without TLS" in environment(**WHOLE | PROVIDER | clear).risks[0]
+
+
+def test_the_listing_hides_keys(environment):
+    listed = listing(environment(**WHOLE, ACCESS="keys", RELAY_API_KEYS=FRESH.entry, SECRET_KEY="s" * 32))
+    assert FRESH.entry not in listed
+    assert "s" * 32 not in listed

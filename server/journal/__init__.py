@@ -104,8 +104,8 @@ class Journal(Protocol):
     def find(self, turn_id: str) -> Entry | None:
         """The turn's entry; None for one that is not known, or not any more."""
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
-        """The newest `limit` turns of a conversation, oldest first."""
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
+        """The newest `limit` turns that this caller began in a conversation, oldest first."""
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
         """Waits up to `timeout` seconds for events behind the cursors, by turn, and for wishes; each wish comes once.
@@ -130,6 +130,9 @@ class Journal(Protocol):
 
         None that runs, and none that is in the outbox.
         """
+
+    def secret(self, proposed: bytes) -> bytes:
+        """The relay's own secret, printable ASCII: the first that was proposed, the same for all workers for ever."""
 
     def close(self) -> None:
         """Gives up the lease. The caller has ended all its turns."""

@@ -80,9 +80,9 @@ class MemoryJournal:
         record = self._store.records.get(turn_id)
         return None if record is None else record.entry
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
         found = [record.entry for record in self._store.records.values()]
-        found = [entry for entry in found if entry.conversation_id == conversation_id]
+        found = [entry for entry in found if entry.conversation_id == conversation_id and entry.caller == caller]
         return sorted(found, key=lambda entry: entry.began)[-limit:]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -137,6 +137,10 @@ class MemoryJournal:
         for turn_id in old:
             self._store.forget(turn_id)
         return len(old)
+
+    def secret(self, proposed: bytes) -> bytes:
+        self._store.secret = self._store.secret or proposed
+        return self._store.secret
 
     def close(self) -> None:
         self._store.leases.pop(self._worker, None)

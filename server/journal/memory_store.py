@@ -37,6 +37,7 @@ class Store:
     dropped: deque[Delivery] = field(default_factory=lambda: deque(maxlen=MAX_DROPPED))
     changed: Flag = field(default_factory=Flag)
     size: int = 0
+    secret: bytes = b""
 
     def note_change(self) -> None:
         changed, self.changed = self.changed, Flag()

@@ -17,6 +17,7 @@ What is kept where; one hash tag for all, so that a script may touch several key
     {relay}:holding            set: workers that may hold conversations
     {relay}:unheld             set: conversations with pending turns that nobody holds
     {relay}:parked             set: conversations with parked turns
+    {relay}:secret             the relay's own secret
 
 A mirrored turn's hash has `arrived`, the transcript's cursor; `reason`, where it is parked; `delivered` in the end.
 
@@ -43,6 +44,7 @@ READ_BATCHES = 64  # that one XRANGE brings; a batch is a quarter of a second of
 ORPHANS = 500  # turns that one call ends; Redis does nothing else meanwhile
 GIVE_UP = 500  # conversations that one script gives up
 BELL_LENGTH = 10_000  # wishes that wait for one worker; beyond it the oldest go
+SECRET = f"{TAG}secret"
 BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
 # Milliseconds for which a conversation knows its turns beyond their retention, from the last beginning on: no turn
 # takes so long. Turns that are gone go from it when it is read.
@@ -117,18 +119,15 @@ return 0
 """)
 
 TURNS_OF = script("""
-local conversation, limit = KEYS[1], tonumber(ARGV[1])
+local conversation, caller, limit = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local entries, at = {}, 0
 repeat
   local ids = redis.call('ZREVRANGE', conversation, at, at + limit - #entries - 1)
   for _, id in ipairs(ids) do
-    local found = redis.call('HGETALL', tag .. 'turn:' .. id)
-    if #found > 0 then
-      table.insert(entries, {id, found})
-      at = at + 1
-    else
-      redis.call('ZREM', conversation, id)
-    end
+    local turn = tag .. 'turn:' .. id
+    local by = redis.call('HGET', turn, 'caller')
+    if by then at = at + 1 else redis.call('ZREM', conversation, id) end
+    if by == caller then table.insert(entries, {id, redis.call('HGETALL', turn)}) end
   end
 until #ids == 0 or #entries >= limit
 return entries
@@ -236,8 +235,8 @@ class RedisJournal:
         found = self._client.execute("HGETALL", f"{TAG}turn:{turn_id}")
         return entry_of(turn_id, found) if found else None
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
-        found = self._client.call(TURNS_OF, [conversation_of(conversation_id)], [limit])
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
+        found = self._client.call(TURNS_OF, [conversation_of(conversation_id)], [caller, limit])
         return [entry_of(*entry) for entry in reversed(found)]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -287,6 +286,12 @@ class RedisJournal:
 
     def purge(self) -> int:
         return 0  # Redis lets go of what has ended by itself
+
+    def secret(self, proposed: bytes) -> bytes:
+        # A full Redis refuses to SET: it is asked only where there is none.
+        while (kept := self._client.execute("GET", SECRET)) is None:
+            self._client.execute("SET", SECRET, proposed, "NX")
+        return str(kept).encode()
 
     def close(self) -> None:
         keys = [f"{TAG}worker:{self._worker}", self._bell, self._running, f"{TAG}workers"]

@@ -85,9 +85,11 @@ class SqliteJournal:
         row = self._reading.read(lambda connection: connection.execute(select, (turn_id,)).fetchone())
         return None if row is None else entry_of(row)
 
-    def turns_of(self, conversation_id: str, limit: int) -> list[Entry]:
-        select = f"SELECT {ENTRY} FROM turns WHERE conversation = ? ORDER BY began DESC, id LIMIT ?"  # noqa: S608
-        rows = self._reading.read(lambda connection: connection.execute(select, (conversation_id, limit)).fetchall())
+    def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
+        wanted = "conversation = ? AND caller = ? ORDER BY began DESC, id LIMIT ?"
+        select = f"SELECT {ENTRY} FROM turns WHERE {wanted}"  # noqa: S608
+        values = (conversation_id, caller, limit)
+        rows = self._reading.read(lambda connection: connection.execute(select, values).fetchall())
         return [entry_of(row) for row in reversed(rows)]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -131,6 +133,11 @@ class SqliteJournal:
     def purge(self) -> int:
         now = self._clock()
         return self._writing.write(lambda connection: purge(connection, now - self._retain, now - DEAD_WORKER))
+
+    def secret(self, proposed: bytes) -> bytes:
+        # A full disk refuses to write: nothing is written where there is one.
+        kept = self._reading.read(secret_of)
+        return kept or self._writing.write(lambda connection: keep_secret(connection, proposed))
 
     def close(self) -> None:
         try:
@@ -259,6 +266,16 @@ def purge(connection: sqlite3.Connection, ended_before: float, lease_before: flo
     forget(connection, old)
     purge_holders(connection, lease_before)
     return len(old)
+
+
+def secret_of(connection: sqlite3.Connection) -> bytes:
+    row = connection.execute("SELECT secret FROM secrets").fetchone()
+    return b"" if row is None else bytes(row[0])
+
+
+def keep_secret(connection: sqlite3.Connection, proposed: bytes) -> bytes:
+    connection.execute("INSERT OR IGNORE INTO secrets VALUES (1, ?)", (proposed,))
+    return secret_of(connection)
 
 
 def leave(connection: sqlite3.Connection, worker: str) -> None:

@@ -54,6 +54,7 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     CREATE TABLE holders (conversation TEXT PRIMARY KEY, worker TEXT NOT NULL) WITHOUT ROWID;
     CREATE INDEX holders_by_worker ON holders (worker);
     """,
+    "CREATE TABLE secrets (number INTEGER PRIMARY KEY CHECK (number = 1), secret BLOB NOT NULL)",
 ]
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 

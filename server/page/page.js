@@ -2,12 +2,14 @@
 
 import { Conversation } from "./conversation.js";
 import { find, say } from "./elements.js";
+import { askForKey } from "./key.js";
 import { Transcript } from "./transcript.js";
 
 const [prompt, ask, stop, answers, conversationId, trouble] =
   ["prompt", "ask", "stop", "answers", "conversation-id", "trouble"].map(find);
 
 const config = await (await fetch("/page/config.json")).json();
+if (config.needs_key) await askForKey();
 const transcript = new Transcript(config, find("transcript-text"), find("transcript-state"));
 let conversation = null;
 

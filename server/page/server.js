@@ -1,5 +1,7 @@
 /** What the page asks of the server, one call each; and how it asks again. */
 
+import { askForKey, currentKey, keyHeaders } from "./key.js";
+
 const TIMEOUT = 15_000; // milliseconds; each of these calls is answered at once, or not at all
 const PASSING = new Set([0, 408, 429, 500, 502, 503, 504]); // statuses after which the same call may succeed
 const TRIES = 5;
@@ -33,17 +35,23 @@ export async function list(conversationId) {
   return (await call(`/conversations/${encodeURIComponent(conversationId)}/streams`))?.streams ?? [];
 }
 
-/** Raises Refusal. */
+/** Raises Refusal; but a key that is not taken is asked for again, and the call goes on with the next one. */
 async function call(address, options = {}) {
+  const key = currentKey();
   let response, body;
   try {
-    response = await fetch(address, { ...options, signal: AbortSignal.timeout(TIMEOUT) });
+    const headers = { ...options.headers, ...keyHeaders() };
+    response = await fetch(address, { ...options, headers, signal: AbortSignal.timeout(TIMEOUT) });
     body = await response.text();
   } catch {
     throw new Refusal("The server cannot be reached. Is it running?", 0);
   }
   const value = parsed(body);
   if (response.ok) return value;
+  if (response.status === 401) {
+    if (key === currentKey()) await askForKey(key === null ? "" : "The server does not take this key.");
+    return call(address, options);
+  }
   const words = value?.error ?? `The server answered with status ${response.status}.`;
   throw new Refusal(words, response.status, Number(response.headers.get("Retry-After")) || 0);
 }

@@ -3,7 +3,7 @@
  *
  * A lost connection is the browser's to mend: it comes back with Last-Event-ID. After an error status it gives up for
  * good (WHATWG HTML, 9.2.3), without a word on which it was; then this asks, and opens the stream again behind the last
- * event that came.
+ * event that came. Where addresses carry tickets, it goes on with the latest: the first one's time may be over.
  */
 
 import { look, pause, sleep } from "./server.js";
@@ -41,6 +41,7 @@ export class Stream {
       if ("token" in value) this.#hears.token(value.token);
       else if ("error" in value) this.#error = value.error;
     });
+    source.addEventListener("ticket", ({ data }) => { this.#url = JSON.parse(data).url; });
     source.addEventListener("status", ({ data }) => this.#hears.status(JSON.parse(data)));
     source.addEventListener("done", (event) => this.#once(event, (value) => this.#end({ ...value, error: this.#error })));
     source.onerror = () => {
@@ -71,6 +72,7 @@ export class Stream {
       try {
         const state = await look(this.#url);
         if (this.#closed) return;
+        this.#url = state.url;
         return state.status === "running" ? this.#open() : this.#end(state);
       } catch (refusal) {
         if (this.#closed) return;

@@ -13,6 +13,7 @@ from ..errors import (
     MethodNotAllowed,
     NotFound,
     RelayError,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from . import ops, page, streams
@@ -46,6 +47,8 @@ def refuse(error: RelayError) -> Response:
     response.status_code = error.status
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = error.challenge
     response.headers["Cache-Control"] = "no-store"
     return response
 

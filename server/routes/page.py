@@ -31,9 +31,12 @@ def file(name: str) -> Response:
 
 @routes.get("/page/config.json")
 def config() -> Response:
-    settings = Relay.of(current_app).settings
+    relay = Relay.of(current_app)
+    settings = relay.settings
     return jsonify(
-        conversation_id=settings.default_conversation_id,
+        needs_key=not relay.access.is_open,
+        # An id leads to a conversation: not for everyone.
+        conversation_id=settings.default_conversation_id if relay.access.is_open else None,
         transcript=settings.transcript != "off",
         sandbox=settings.sandbox_url,
     )

@@ -9,6 +9,7 @@ import gevent
 from flask import Blueprint, Response, current_app, jsonify, request
 
 from .. import sse
+from ..access.caller import Caller
 from ..client import Client
 from ..errors import (
     BadCursor,
@@ -31,7 +32,6 @@ routes = Blueprint("streams", __name__)
 BODY_TIMEOUT = 30.0  # seconds for a request's whole body
 MAX_KEY = 200  # characters of an Idempotency-Key
 MAX_CURSOR_DIGITS = 12
-NOBODY = ""  # the caller's name where no one is asked for it
 
 
 @routes.post("/stream-llm")
@@ -45,10 +45,12 @@ def stream_llm() -> Response:
 @routes.post("/streams")
 def begin_stream() -> Response:
     """Asks the gateway and answers with the address to follow the answer at."""
-    entry = ask(Relay.of(current_app))
-    response = uncached(jsonify(id=entry.id, url=address(entry)))
+    relay = Relay.of(current_app)
+    entry = ask(relay)
+    url = address(relay, entry)
+    response = uncached(jsonify(id=entry.id, url=url))
     response.status_code = 201
-    response.headers["Location"] = address(entry)
+    response.headers["Location"] = url
     return response
 
 
@@ -57,42 +59,66 @@ def follow_stream(stream_id: str) -> Response:
     """The stream from the client's cursor on, or what it holds so far as JSON."""
     relay = Relay.of(current_app)
     if request.accept_mimetypes.best_match(["text/event-stream", "application/json"]) == "application/json":
-        return shown(relay, relay.turns.find(stream_id))
+        return shown(relay, find(relay, stream_id))
     cursor = read_cursor()
-    entry = relay.turns.find(stream_id)
+    entry = find(relay, stream_id)
     if not entry.running and cursor == entry.last_id:
         return Response(status=204)  # stops EventSource
-    return stream_response(relay, entry, relay.turns.follow(entry, cursor))
+    # Who goes on with a ticket gets a fresh one; first, since a lost connection may end the rest.
+    head = sse.ticket(address(relay, entry)) if "ticket" in request.args and not relay.access.is_open else b""
+    return stream_response(relay, entry, relay.turns.follow(entry, cursor), head)
 
 
 @routes.delete("/streams/<stream_id>")
 def cancel_stream(stream_id: str) -> Response:
     """Cancels the turn, wherever it runs."""
     relay = Relay.of(current_app)
-    relay.turns.cancel(relay.turns.find(stream_id))
+    relay.turns.cancel(find(relay, stream_id))
     return Response(status=204)
 
 
 @routes.get("/conversations/<path:conversation_id>/streams")  # an id may hold a slash
 def list_streams(conversation_id: str) -> Response:
-    """The newest streams of a conversation, oldest first."""
+    """The caller's newest streams of a conversation, oldest first."""
     relay = Relay.of(current_app)
+    caller = identify(relay)
+    caller.check(conversation_id)
     streams = [
-        {"id": entry.id, "url": address(entry), "status": entry.status, "began": entry.began, "ended": entry.ended}
-        for entry in relay.turns.turns_of(conversation_id)
+        {
+            "id": entry.id,
+            "url": address(relay, entry),
+            "status": entry.status,
+            "began": entry.began,
+            "ended": entry.ended,
+        }
+        for entry in relay.turns.turns_of(conversation_id, caller.name)
     ]
     return uncached(jsonify(streams=streams))
 
 
-def address(entry: Entry) -> str:
-    return f"/streams/{entry.id}"
+def identify(relay: Relay) -> Caller:
+    """Who the request is from. Raises Unauthorized or IssuerUnavailable."""
+    return relay.access.identify(request.headers.get("Authorization"))
+
+
+def find(relay: Relay, stream_id: str) -> Entry:
+    """A stream that whoever asks may see; raises StreamNotFound, StoreUnavailable, or as `identify`."""
+    may_see = relay.access.sight(stream_id, request.headers.get("Authorization"), request.args.get("ticket"))
+    return relay.turns.find(stream_id, may_see)
+
+
+def address(relay: Relay, entry: Entry) -> str:
+    """Where a stream can be followed; with a fresh ticket, where one is needed. Raises StoreUnavailable."""
+    ticket = relay.access.ticket(entry.id)
+    return f"/streams/{entry.id}" + (f"?ticket={ticket}" if ticket else "")
 
 
 def ask(relay: Relay) -> Entry:
     """Begins what the request asks for; an Idempotency-Key that came before leads to what it began."""
+    caller = identify(relay)
     body = read_body(relay)
     prompt, conversation_id = read_question(relay, body)
-    entry, _ = relay.ask(prompt, conversation_id, NOBODY, read_key(body))
+    entry, _ = relay.ask(prompt, conversation_id, caller, read_key(body))
     return entry
 
 
@@ -142,6 +168,7 @@ def shown(relay: Relay, entry: Entry) -> Response:
     last = events[-1] if events else None
     state: dict[str, Any] = {
         "id": entry.id,
+        "url": address(relay, entry),
         "conversationId": entry.conversation_id,
         "status": last.status if isinstance(last, Done) else "running",
         "text": "".join(event.text for event in events if type(event) is Token),
@@ -175,8 +202,9 @@ def uncached(response: Response) -> Response:
     return response
 
 
-def stream_response(relay: Relay, entry: Entry, follower: Follower) -> Response:
-    response = Response(events(relay, follower, Client(request.environ)), mimetype="text/event-stream")
+def stream_response(relay: Relay, entry: Entry, follower: Follower, head: bytes = b"") -> Response:
+    """`head` goes before the events that the follower brings."""
+    response = Response(events(relay, follower, Client(request.environ), head), mimetype="text/event-stream")
     response.headers["Cache-Control"] = "no-cache, no-transform"
     response.headers["X-Accel-Buffering"] = "no"
     response.headers["X-Stream-Id"] = entry.id
@@ -186,12 +214,12 @@ def stream_response(relay: Relay, entry: Entry, follower: Follower) -> Response:
     return response
 
 
-def events(relay: Relay, follower: Follower, client: Client) -> Iterator[bytes]:
+def events(relay: Relay, follower: Follower, client: Client, head: bytes) -> Iterator[bytes]:
     """The body: what is ready goes out in one piece."""
     follower.on_drop = client.hang_up
     client.watch(follower.lose)
     try:
-        yield sse.opening(follower.cursor)
+        yield sse.opening(follower.cursor) + head
         for batch in follower:
             yield sse.encode(batch) if batch else sse.PING
         if follower.dismissed:
