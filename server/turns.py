@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import gevent
 from gevent.event import Event as Flag
 
+from .access.allowance import Standing
 from .bell import Bell
 from .errors import (
     BadCursor,
@@ -56,6 +57,12 @@ class Key(NamedTuple):
     fingerprint: str  # of the body that came with it
 
 
+class Started(NamedTuple):
+    entry: Entry
+    turn: Turn | None = None  # without one it had begun before, here or elsewhere
+    standing: Standing | None = None  # what its caller has left, where a rate limits it
+
+
 class Mirror(Protocol):
     """What goes along with the turns: the transcript."""
 
@@ -77,6 +84,7 @@ class Turns:
         self.idle = Flag()
         self.idle.set()
         self._settings = settings
+        self._allowance = settings.allowance
         self._gateway = gateway
         self._journal = journal
         # Those that run, and those that someone here still reads or that are not kept yet.
@@ -117,12 +125,11 @@ class Turns:
             loops += self._mirror.loops() if self._mirror else []
             self._greenlets = [gevent.spawn(run_for_ever, loop) for loop in loops]
 
-    def start(
-        self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None
-    ) -> tuple[Entry, Turn | None]:
-        """Begins a turn; without one when the same caller's `key` has begun it before, here or elsewhere.
+    def start(self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None) -> Started:
+        """Begins a turn, or finds the one that the same caller's `key` has begun before.
 
-        Raises TooManyTurns, Draining, StoreUnavailable or KeyUsedOtherwise; nothing was asked then.
+        Raises TooManyTurns, Draining, StoreUnavailable, KeyUsedOtherwise, TooManyRequests or TooManyTurnsOfCaller;
+        nothing was asked then.
         """
         self.open()
         self._check_open()
@@ -145,21 +152,21 @@ class Turns:
         found = None
         try:
             self._courier.wait_for_lease()
-            found = self._journal.begin(entry, key.value if key else None)
+            found, standing = self._journal.begin(entry, key.value if key else None, self._allowance)
         finally:
             if found is None or found.id != entry.id:
                 self._count_down()
         if found.fingerprint != entry.fingerprint:
             raise KeyUsedOtherwise
         if found.id != entry.id:
-            return found, None
+            return Started(found)
         self._turns[entry.id] = turn
         if self._interrupted:
             turn.end_with(Interrupted())
         turn.start(self._note_end)
         if self._mirror is not None and conversation_id is not None:
             self._mirror.note(conversation_id)
-        return entry, turn
+        return Started(entry, turn, standing)
 
     def find(self, turn_id: str, may_see: Callable[[Entry], bool]) -> Entry:
         """What is known of a turn, wherever it runs. Raises StreamNotFound or StoreUnavailable.

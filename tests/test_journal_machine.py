@@ -91,7 +91,7 @@ class Journals(RuleBasedStateMachine):
         full_key = None if key is None else (caller, key)
         earlier = next((turn for turn in self.known if full_key and turn.key == full_key and not turn.forgotten), None)
         asked = entry(caller=caller)
-        found = worker.journal.begin(asked, key)
+        found = worker.journal.begin(asked, key).entry
         if earlier is not None:
             assert found.id == earlier.id, "the key's first turn"
             return earlier

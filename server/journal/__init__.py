@@ -10,6 +10,7 @@ courier.py                       what this worker and the others tell each other
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from ..access.allowance import UNLIMITED, Allowance, Standing
 from ..errors import Interrupted
 from ..sse import Done, Event, Failure
 from .outbox import Outbox
@@ -41,6 +42,13 @@ class Entry(NamedTuple):
     @property
     def running(self) -> bool:
         return self.status == RUNNING
+
+
+class Begun(NamedTuple):
+    """A turn, and what its caller has left; without that where no rate was asked for, or nothing was spent."""
+
+    entry: Entry
+    standing: Standing | None = None
 
 
 class Batch(NamedTuple):
@@ -82,11 +90,15 @@ class Journal(Protocol):
     shared_fate: bool  # whether a store that this worker cannot reach is out of every other worker's reach as well
     outbox: Outbox
 
-    def begin(self, entry: Entry, key: str | None) -> Entry:
+    def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         """Makes room for a turn of this worker, durable when it returns.
 
         With a `key` that the same caller used before, changes nothing and returns that earlier turn's entry. One that
         is mirrored goes into its conversation's outbox, and a holder elsewhere gets the wish to deliver.
+
+        Raises TooManyRequests or TooManyTurnsOfCaller, having begun and spent nothing, for what would be more than the
+        caller's `allowance`, counted over all workers and by the store's clock. What a turn spent comes back with time
+        alone, not with its end or when it is forgotten.
         """
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:

@@ -17,6 +17,8 @@ What is kept where; one hash tag for all, so that a script may touch several key
     {relay}:holding            set: workers that may hold conversations
     {relay}:unheld             set: conversations with pending turns that nobody holds
     {relay}:parked             set: conversations with parked turns
+    {relay}:beginnings:CALLER  list: when the caller began its last turns, where a rate limits it
+    {relay}:busy:CALLER        set: the caller's turns that run, where their number is limited; its name is in the turn
     {relay}:secret             the relay's own secret
 
 A mirrored turn's hash has `arrived`, the transcript's cursor; `reason`, where it is parked; `delivered` in the end.
@@ -28,11 +30,13 @@ thrown out counts as not known any more.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..access.allowance import UNLIMITED, Allowance
 from ..errors import StoreUnavailable
 from ..sse import Event
-from . import AHEAD, LEASE, Batch, Entry, News, Wish, closing
+from . import AHEAD, LEASE, Batch, Begun, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .outbox import Outbox
+from .redis_allowance import ALLOWANCE_PRELUDE, allowance_args, refusal_of, standing_of
 from .redis_client import PIPELINE, TIMEOUT, Client
 from .redis_outbox import RedisOutbox
 from .redis_scripts import TAG, script
@@ -50,18 +54,34 @@ BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
 # takes so long. Turns that are gone go from it when it is read.
 CONVERSATION_SPARE = 86_400_000
 
-BEGIN = script("""
-local turn, running, workers, key, conversation, queue = unpack(KEYS)
-local id, worker, began, expiry, name, length, bell_expiry = unpack(ARGV, 1, 7)
+# Returns the turn and what its caller has left; without the turn how long its caller has to wait.
+BEGIN = script(
+    ALLOWANCE_PRELUDE
+    + """
+local turn, running, workers, key, conversation, queue, beginnings, busy = unpack(KEYS)
+local id, worker, began, expiry, name, length, bell_expiry, turns, seconds, at_once = unpack(ARGV, 1, 10)
+turns, at_once = tonumber(turns), tonumber(at_once)
 local earlier = redis.call('GET', key)
 if earlier then
   local found = redis.call('HGETALL', tag .. 'turn:' .. earlier)
   if #found > 0 then return {earlier, found} end
 end
+local left, reset
 if redis.call('EXISTS', turn) == 0 then
-  redis.call('HSET', turn, unpack(ARGV, 8))
+  local now = clock()
+  if turns > 0 then
+    local seconds_left = wait(beginnings, turns, seconds, now)
+    if seconds_left > 0 then return {false, string.format('%.6f', seconds_left)} end
+  end
+  if at_once > 0 and not has_room(busy, at_once) then return {false, false} end
+  redis.call('HSET', turn, unpack(ARGV, 11))
   redis.call('SADD', workers, worker)
   redis.call('SADD', running, id)
+  if turns > 0 then left, reset = spend(beginnings, turns, seconds, now) end
+  if at_once > 0 then
+    redis.call('HSET', turn, 'busy', busy)
+    redis.call('SADD', busy, id)
+  end
   if key ~= tag .. 'none' then redis.call('SET', key, id) end
   if conversation ~= tag .. 'none' then
     redis.call('ZADD', conversation, began, id)
@@ -78,8 +98,11 @@ if redis.call('EXISTS', turn) == 0 then
     end
   end
 end
-return {id, redis.call('HGETALL', turn)}
-""")
+local found = redis.call('HGETALL', turn)
+if left then return {id, found, left, string.format('%.6f', reset)} end
+return {id, found}
+"""
+)
 
 # A begin whose reply was lost: nobody will write that turn. It ends, for those whom its key has led to it meanwhile,
 # and frees the key. What has events was begun by a repeat, and stays.
@@ -196,21 +219,25 @@ class RedisJournal:
         self._heard = "0-0"  # the last of the bell's entries that was read
         self._doubtful: dict[str, tuple[str, str]] = {}  # turns whose `begin` may have failed; see UNDO
 
-    def begin(self, entry: Entry, key: str | None) -> Entry:
+    def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         self._undo()
         place, conversation = place_of(entry.caller, key), conversation_of(entry.conversation_id)
         name = entry.conversation_id
         queue = f"{TAG}queue:{name}" if entry.mirrored and name is not None else f"{TAG}none"
         keys = [f"{TAG}turn:{entry.id}", self._running, f"{TAG}workers", place, conversation, queue]
+        keys += [f"{TAG}beginnings:{entry.caller}", f"{TAG}busy:{entry.caller}"]
         fields = fields_of(entry) | {"worker": self._worker} | ({} if key is None else {"key": place})
         mine = [entry.id, self._worker, entry.began, self._keep + CONVERSATION_SPARE]
-        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *(part for field in fields.items() for part in field)]
+        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *allowance_args(allowance)]
+        args += [part for field in fields.items() for part in field]
         try:
-            found = self._client.call(BEGIN, keys, args)
+            turn_id, found, *standing = self._client.call(BEGIN, keys, args)
         except StoreUnavailable:
             self._doubtful[entry.id] = place, conversation
             raise
-        return entry_of(*found)
+        if turn_id is None:
+            raise refusal_of(allowance, found)
+        return Begun(entry_of(turn_id, found), standing_of(allowance.rate, standing))
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
         lost = []

@@ -38,6 +38,8 @@ local function finish(turn, events, worker, id, retain)
   local now = clock()
   redis.call('HSET', turn, 'ended', now)
   redis.call('SREM', tag .. 'running:' .. worker, id)
+  local busy = redis.call('HGET', turn, 'busy')
+  if busy then redis.call('SREM', busy, id) end
   local undelivered = redis.call('ZADD', tag .. 'outbox', 'XX', 'CH', now, id) == 1
   if not undelivered then expire(turn, events, retain) end
 end

@@ -55,6 +55,14 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     CREATE INDEX holders_by_worker ON holders (worker);
     """,
     "CREATE TABLE secrets (number INTEGER PRIMARY KEY CHECK (number = 1), secret BLOB NOT NULL)",
+    """
+    DROP INDEX turns_running;
+    CREATE INDEX turns_running ON turns (caller, worker) WHERE status = 'running';
+    CREATE TABLE beginnings (
+        caller TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (caller, number)
+    ) WITHOUT ROWID;
+    CREATE INDEX beginnings_by_time ON beginnings (at);
+    """,
 ]
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 

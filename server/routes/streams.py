@@ -26,6 +26,7 @@ from ..prompt import Prompt, read_prompt
 from ..relay import Relay
 from ..sse import Done, Failure, Token
 from ..turns import Key
+from .limits import tell
 
 routes = Blueprint("streams", __name__)
 
@@ -118,8 +119,9 @@ def ask(relay: Relay) -> Entry:
     caller = identify(relay)
     body = read_body(relay)
     prompt, conversation_id = read_question(relay, body)
-    entry, _ = relay.ask(prompt, conversation_id, caller, read_key(body))
-    return entry
+    started = relay.ask(prompt, conversation_id, caller, read_key(body))
+    tell(started.standing)
+    return started.entry
 
 
 def read_question(relay: Relay, body: bytes) -> tuple[Prompt, str | None]:
