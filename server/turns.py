@@ -17,6 +17,7 @@ from .access.allowance import Standing
 from .bell import Bell
 from .errors import (
     BadCursor,
+    ConversationBusy,
     Draining,
     GatewayStalled,
     Interrupted,
@@ -47,6 +48,8 @@ SEND_TIMEOUT = (
 SWEEP_INTERVAL = 0.5  # seconds
 DISMISSED_GRACE = 5.0  # seconds at least for those who were sent to another worker to be there
 LOOP_PAUSE = 1.0  # seconds until a loop that broke is run again
+ERASE_PATIENCE = 8.0  # seconds for running turns to end; those of a worker that has died take some five
+ERASE_PAUSE = 0.1  # seconds between two looks whether they have
 LIST_LIMIT = 100  # turns of a conversation that are listed
 
 
@@ -174,7 +177,15 @@ class Turns:
         A turn that is there, but not for who asks, is looked up like one that is not: the time tells nothing either.
         """
         turn = self._turns.get(turn_id)
-        entry = turn.entry if turn is not None and may_see(turn.entry) else self._journal.find(turn_id)
+        is_mine = turn is not None and may_see(turn.entry)
+        if turn is not None and is_mine and not (turn.ended and turn.tail.is_kept):
+            return turn.entry
+        try:
+            entry = self._journal.find(turn_id)  # one that has ended here may have been erased since
+        except StoreUnavailable:
+            if turn is None or not is_mine:
+                raise
+            return turn.entry
         if entry is None or not may_see(entry):
             raise StreamNotFound
         return entry
@@ -251,6 +262,23 @@ class Turns:
             turn.end_with(Cancelled("asked"))
         elif entry.running:
             self._journal.ask([entry.id], "cancel")
+
+    def erase(self, conversation_id: str, caller: str) -> None:
+        """Forgets all that this caller began in a conversation; what runs of it is cancelled first.
+
+        Raises ConversationBusy when that does not end in time, or StoreUnavailable; to be repeated then.
+        """
+        deadline = time.monotonic() + ERASE_PATIENCE
+        while running := self._journal.erase(conversation_id, caller):
+            if time.monotonic() >= deadline:
+                raise ConversationBusy(retry_after=2)
+            elsewhere = [turn_id for turn_id in running if turn_id not in self._turns]
+            for turn_id in running:
+                if turn_id in self._turns:
+                    self._turns[turn_id].end_with(Cancelled("erased"))
+            if elsewhere:
+                self._journal.ask(elsewhere, "cancel")
+            gevent.sleep(ERASE_PAUSE)
 
     def drain(self, last_start: float) -> None:
         """Sends followers elsewhere who can come back; begins no turn after `last_start` (monotonic seconds)."""

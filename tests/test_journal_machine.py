@@ -178,6 +178,14 @@ class Journals(RuleBasedStateMachine):
             assert not worker.journal.renew()
         self.purge(who)
 
+    @rule(who=who, caller=st.sampled_from("ab"))
+    def erase(self, who, caller):
+        theirs = [turn for turn in self.known if turn.entry.caller == caller and not turn.forgotten]
+        running = self.workers[who].journal.erase("c", caller)
+        assert set(running) == {turn.id for turn in theirs if turn.ended is None}
+        for turn in theirs:
+            turn.forgotten = turn.ended is not None
+
     def purge(self, who):
         self.workers[who].journal.purge()
         for turn in self.known:

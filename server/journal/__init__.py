@@ -142,6 +142,13 @@ class Journal(Protocol):
         None that runs, and none that is in the outbox.
         """
 
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        """Forgets the turns that this caller began in a conversation, and that have ended: events, entries, keys.
+
+        They leave the outbox, parked or not, and the conversation's living holder gets the wish to deliver, so that it
+        learns of it. Returns the turns that still run, which stay. What is another caller's stays.
+        """
+
     def secret(self, proposed: bytes) -> bytes:
         """The relay's own secret, printable ASCII: the first that was proposed, the same for all workers for ever."""
 

@@ -152,6 +152,19 @@ class MemoryJournal:
         self._store.forget_beginnings(self._clock())
         return len(old)
 
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        found = [record for record in self._store.records.values() if record.entry.conversation_id == conversation_id]
+        found = [record for record in found if record.entry.caller == caller]
+        ended = [record for record in found if not record.entry.running]
+        undelivered = [record for record in ended if self._store.is_undelivered(record)]
+        for record in undelivered:
+            self._store.take_out(record)
+        for record in ended:
+            self._store.forget(record.entry.id)
+        if undelivered:
+            self._store.tell_holder(conversation_id, self._clock())
+        return [record.entry.id for record in found if record.entry.running]
+
     def secret(self, proposed: bytes) -> bytes:
         self._store.secret = self._store.secret or proposed
         return self._store.secret

@@ -61,8 +61,13 @@ class Store:
         conversation = record.entry.conversation_id
         assert conversation is not None
         self.outbox.setdefault(conversation, {})[record.entry.id] = record
-        holder = self.holders.get(conversation, record.writer)
-        if holder != record.writer and self.lives(holder, now):
+        if self.holders.get(conversation) != record.writer:
+            self.tell_holder(conversation, now)
+
+    def tell_holder(self, conversation: str, now: float) -> None:
+        """Its outbox has changed."""
+        holder = self.holders.get(conversation, "")
+        if self.lives(holder, now):
             self.wish(holder, conversation, "deliver")
             self.note_change()
 

@@ -46,6 +46,7 @@ NEWS_BLOCK = 5.0  # seconds that one XREAD waits; the socket's timeout lies TIME
 NEWS_BATCHES = 512  # that one `news` brings, for all turns that it follows; at least one each
 READ_BATCHES = 64  # that one XRANGE brings; a batch is a quarter of a second of one answer
 ORPHANS = 500  # turns that one call ends; Redis does nothing else meanwhile
+ERASE_LIMIT = 200  # turns that one script erases
 GIVE_UP = 500  # conversations that one script gives up
 BELL_LENGTH = 10_000  # wishes that wait for one worker; beyond it the oldest go
 SECRET = f"{TAG}secret"
@@ -154,6 +155,43 @@ repeat
   end
 until #ids == 0 or #entries >= limit
 return entries
+""")
+
+# Returns how many turns it has erased, and those that run; to be repeated until it erases no more than some.
+ERASE = script("""
+local conversation, queue, outbox = KEYS[1], KEYS[2], KEYS[3]
+local name, caller, limit, length, expiry = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local erased, running, was_undelivered = 0, {}, false
+local function see(id)
+  local turn = tag .. 'turn:' .. id
+  local found = redis.call('HMGET', turn, 'caller', 'status', 'key')
+  if not found[1] then redis.call('ZREM', conversation, id) end
+  if found[1] ~= caller then return end
+  if found[2] == 'running' then
+    running[id] = true
+  elseif erased < limit then
+    if redis.call('ZREM', outbox, id) == 1 then
+      redis.call('LREM', queue, 1, id)
+      was_undelivered = true
+    end
+    if found[3] and redis.call('GET', found[3]) == id then redis.call('DEL', found[3]) end
+    redis.call('DEL', turn, tag .. 'events:' .. id)
+    redis.call('ZREM', conversation, id)
+    erased = erased + 1
+  end
+end
+for _, id in ipairs(redis.call('ZRANGE', conversation, 0, -1)) do see(id) end
+-- What could not be delivered for very long outlives the list of the conversation.
+for _, id in ipairs(redis.call('LRANGE', queue, 0, -1)) do see(id) end
+if was_undelivered then
+  if not pending(name) then redis.call('SREM', tag .. 'unheld', name) end
+  settle_parked(name)
+  local holder = redis.call('HGET', tag .. 'holders', name)
+  if holder and alive(holder) then ring(holder, name, 'deliver', length, expiry) end
+end
+local ids = {}
+for id in pairs(running) do table.insert(ids, id) end
+return {erased, ids}
 """)
 
 ASK = script("""
@@ -313,6 +351,15 @@ class RedisJournal:
 
     def purge(self) -> int:
         return 0  # Redis lets go of what has ended by itself
+
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        keys = [conversation_of(conversation_id), f"{TAG}queue:{conversation_id}", f"{TAG}outbox"]
+        while True:
+            erased, running = self._client.call(
+                ERASE, keys, [conversation_id, caller, ERASE_LIMIT, BELL_LENGTH, BELL_EXPIRY]
+            )
+            if erased < ERASE_LIMIT:
+                return list(running)
 
     def secret(self, proposed: bytes) -> bytes:
         # A full Redis refuses to SET: it is asked only where there is none.

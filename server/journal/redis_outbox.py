@@ -146,7 +146,7 @@ return rows
 """)
 
 EXPIRE_UNDELIVERED = script("""
-local outbox, parked = KEYS[1], KEYS[2]
+local outbox = KEYS[1]
 local keep, limit = tonumber(ARGV[1]), ARGV[2]
 local horizon = string.format('%.6f', clock() - keep)
 local rows = {}
@@ -157,10 +157,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', horizon, 'LIMIT'
   if conversation then
     take_out(id, conversation, 0)
     redis.call('ZREM', tag .. 'conversation:' .. conversation, id)
-    local first = redis.call('LINDEX', tag .. 'queue:' .. conversation, 0)
-    if not first or redis.call('HEXISTS', tag .. 'turn:' .. first, 'reason') == 0 then
-      redis.call('SREM', parked, conversation)
-    end
+    settle_parked(conversation)
   else
     redis.call('ZREM', outbox, id)
   end

@@ -59,6 +59,13 @@ local function pending(conversation)
   return last and redis.call('HEXISTS', tag .. 'turn:' .. last, 'reason') == 0
 end
 
+local function settle_parked(conversation)
+  local first = redis.call('LINDEX', tag .. 'queue:' .. conversation, 0)
+  if not first or redis.call('HEXISTS', tag .. 'turn:' .. first, 'reason') == 0 then
+    redis.call('SREM', tag .. 'parked', conversation)
+  end
+end
+
 local function give_up(worker, conversation)
   redis.call('SREM', tag .. 'held:' .. worker, conversation)
   if redis.call('HGET', tag .. 'holders', conversation) == worker then

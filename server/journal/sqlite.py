@@ -22,7 +22,7 @@ from .group import Group
 from .outbox import Outbox
 from .sqlite_allowance import Refusal, purge_beginnings, refusal, spend
 from .sqlite_file import FAR_LEASE, PURGE_LIMIT, Channel, connect, forget, judges, unavailable
-from .sqlite_outbox import SqliteOutbox, give_up_all, post, purge_holders
+from .sqlite_outbox import SqliteOutbox, give_up_all, post, purge_holders, settle, tell_holder
 
 POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn of another worker
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
@@ -140,6 +140,18 @@ class SqliteJournal:
     def purge(self) -> int:
         now = self._clock()
         return self._writing.write(lambda connection: purge(connection, now, self._retain))
+
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        names, erased = (conversation_id, caller), 0
+        while True:
+            # A full disk refuses to write: nothing is written where there is nothing.
+            ended, running = self._reading.read(lambda connection: turns_by_state(connection, *names))
+            if not ended:
+                break
+            erased += self._writing.write(lambda connection: erase_some(connection, *names, self._clock()))
+        if erased:
+            self._writing.wipe()
+        return running
 
     def secret(self, proposed: bytes) -> bytes:
         # A full disk refuses to write: nothing is written where there is one.
@@ -289,6 +301,26 @@ def purge(connection: sqlite3.Connection, now: float, retain: float) -> int:
     purge_holders(connection, now - DEAD_WORKER)
     purge_beginnings(connection, now)
     return len(old)
+
+
+def turns_by_state(connection: sqlite3.Connection, conversation: str, caller: str) -> tuple[list[str], list[str]]:
+    """What this caller began in a conversation: the turns that have ended, and those that run."""
+    # One statement, which sees one moment: no turn ends between two looks.
+    select = "SELECT id, status FROM turns WHERE conversation = ? AND caller = ?"
+    rows = connection.execute(select, (conversation, caller)).fetchall()
+    ended = [turn_id for turn_id, status in rows if status != RUNNING]
+    return ended, [turn_id for turn_id, status in rows if status == RUNNING]
+
+
+def erase_some(connection: sqlite3.Connection, conversation: str, caller: str, now: float) -> int:
+    ended = turns_by_state(connection, conversation, caller)[0][:PURGE_LIMIT]
+    select = "SELECT 1 FROM turns WHERE id = ? AND place IS NOT NULL"
+    is_undelivered = any(connection.execute(select, (turn_id,)).fetchone() for turn_id in ended)
+    forget(connection, ended)
+    if is_undelivered:
+        settle(connection, [conversation])
+        tell_holder(connection, conversation, now)
+    return len(ended)
 
 
 def secret_of(connection: sqlite3.Connection) -> bytes:

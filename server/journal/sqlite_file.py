@@ -83,6 +83,10 @@ class Channel:
         """Runs `job` in one transaction. Raises StoreUnavailable, having changed nothing."""
         return self._run(lambda connection: in_transaction(connection, job))
 
+    def wipe(self) -> None:
+        """Takes what was deleted out of the log file as well; it stays there a while when others read just now."""
+        self._run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+
     def close(self) -> None:
         if self._connection is not None:
             self._thread.apply(self._connection.close)
@@ -141,6 +145,9 @@ def connect(path: Path) -> sqlite3.Connection:
     # The pool's one thread may be replaced by another: never two at a time.
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(
+        "PRAGMA secure_delete = ON"
+    )  # what is deleted is overwritten: who may read the file finds nothing
     if version_of(connection) != len(SCHEMA):
         in_transaction(connection, migrate)
     return connection

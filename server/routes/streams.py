@@ -97,6 +97,16 @@ def list_streams(conversation_id: str) -> Response:
     return uncached(jsonify(streams=streams))
 
 
+@routes.delete("/conversations/<path:conversation_id>")
+def erase_conversation(conversation_id: str) -> Response:
+    """Cancels and forgets all that the caller began in a conversation."""
+    relay = Relay.of(current_app)
+    caller = identify(relay)
+    caller.check(conversation_id)
+    relay.turns.erase(conversation_id, caller.name)
+    return Response(status=204)
+
+
 def identify(relay: Relay) -> Caller:
     """Who the request is from. Raises Unauthorized or IssuerUnavailable."""
     return relay.access.identify(request.headers.get("Authorization"))

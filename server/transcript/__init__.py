@@ -170,6 +170,7 @@ class Transcript:
             self._again.add(conversation_id)
         elif conversation is not None:
             conversation.resting = False
+            conversation.line.keep({parcel.turn_id for parcel in parcels})
             conversation.line.update(fresh)
         elif fresh:
             if len(self._open) >= self._max_open:

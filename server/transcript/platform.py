@@ -135,8 +135,8 @@ class Posts:
         metrics.transcript_messages.inc(len(texts))
         metrics.transcript_characters.inc(len(piece.text))
         mark = self._line.mark()
-        assert mark is not None
-        self._line.confirm(mark)
+        if mark is not None:  # else the turn was dropped in the meantime
+            self._line.confirm(mark)
         self._conversation.note_success()
         self._conversation.active_at = time.monotonic()
 
