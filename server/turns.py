@@ -268,6 +268,7 @@ class Turns:
 
         Raises ConversationBusy when that does not end in time, or StoreUnavailable; to be repeated then.
         """
+        self.open()  # what the dead left to run must be ended
         deadline = time.monotonic() + ERASE_PATIENCE
         while running := self._journal.erase(conversation_id, caller):
             if time.monotonic() >= deadline:

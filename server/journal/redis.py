@@ -69,7 +69,7 @@ if earlier then
 end
 local left, reset
 if redis.call('EXISTS', turn) == 0 then
-  local now = clock()
+  local now = turns > 0 and clock()
   if turns > 0 then
     local seconds_left = wait(beginnings, turns, seconds, now)
     if seconds_left > 0 then return {false, string.format('%.6f', seconds_left)} end
