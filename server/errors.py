@@ -16,7 +16,10 @@
     ├── NotFound                   404 not_found
     ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
+    ├── TooManyRequests            429 too_many_requests
+    ├── TooManyTurnsOfCaller       429 too_many_turns_at_once
     ├── TooManyTurns               503 too_many_turns
+    ├── ConversationBusy           503 conversation_busy
     ├── Draining                   503 draining
     ├── StoreUnavailable           503 store_unavailable
     ├── IssuerUnavailable          503 issuer_unavailable
@@ -157,10 +160,41 @@ class MethodNotAllowed(RelayError):
     sentence = "This address does not take that method."
 
 
+class TooManyRequests(RelayError):
+    code = "too_many_requests"
+    status = 429
+    sentence = (
+        "You have asked as often as this server lets a caller (RATE_LIMIT). "
+        "Ask again after the seconds that `Retry-After` names."
+    )
+
+    def __init__(self, limit: int, retry_after: float) -> None:
+        """`limit` is how many turns the rate allows; `retry_after` is in seconds."""
+        super().__init__(retry_after=retry_after)
+        self.limit = limit
+
+
+class TooManyTurnsOfCaller(RelayError):
+    code = "too_many_turns_at_once"
+    status = 429
+    sentence = (
+        "As many of your answers are being made as this server makes for a caller at once (MAX_TURNS_PER_CALLER). "
+        "Wait for one to end, or cancel one."
+    )
+
+
 class TooManyTurns(RelayError):
     code = "too_many_turns"
     status = 503
     sentence = "The server is busy with as many answers as it can hold (MAX_TURNS). Try again in a moment."
+
+
+class ConversationBusy(RelayError):
+    code = "conversation_busy"
+    status = 503
+    sentence = (
+        "An answer of this conversation still runs, and could not be ended in time. Repeat this to erase the rest."
+    )
 
 
 class Draining(RelayError):

@@ -64,6 +64,8 @@ def serve(processes: list[subprocess.Popen[str]]) -> int:
         os.environ.update(sandbox_settings(sandbox))
         settings, kind = load_for_run(), f"the sandbox at {sandbox}"
         os.environ["DEFAULT_CONVERSATION_ID"] = settings.default_conversation_id or "demo"
+    if "rate_limit" not in settings.model_fields_set and is_local(settings.bind):
+        os.environ["RATE_LIMIT"] = "off"  # whoever tries it out asks as often as they like
     address = free_address(settings.bind)
     if not (ROOT / "gunicorn.conf.py").exists():
         leave("`relay run` works in a checkout of the repository: clone it and use `make run`")

@@ -10,7 +10,6 @@ from .access.caller import Caller
 from .access.guard import make_access
 from .credentials import Credentials
 from .gateway import Gateway
-from .journal import Entry
 from .journal.engines import open_journal
 from .prompt import Prompt
 from .settings import Settings, secret_text
@@ -18,8 +17,7 @@ from .transcript import Transcript
 from .transcript.conversation import Sink
 from .transcript.platform import Platform
 from .transcript.websocket import Websocket
-from .turn import Turn
-from .turns import Key, Turns
+from .turns import Key, Started, Turns
 
 
 class Relay:
@@ -58,9 +56,7 @@ class Relay:
         app.extensions["relay"] = self
         register(app)
 
-    def ask(
-        self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None
-    ) -> tuple[Entry, Turn | None]:
+    def ask(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:
         """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden."""
         caller.check(conversation_id)
         return self.turns.start(prompt, conversation_id, caller.name, key)

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .access.allowance import Allowance, read_at_once, read_rate
 from .access.keys import make_key, read_keys
 from .errors import BadRequest
 from .prompt import MAX_CONVERSATION_ID, read_conversation_id
@@ -123,6 +124,12 @@ class Settings(BaseSettings):
         ),
     ] = 30
     max_turns: Annotated[int, Field(ge=1, description="at once, in one worker")] = 2000
+    max_turns_per_caller: str = Field("off", description="running at once, on all workers and machines; off")
+    rate_limit: str = Field(
+        "60/minute",
+        description="turns that one caller may begin, on all workers and machines: NUMBER/second, /minute, /hour or "
+        "/day, or off; with ACCESS=open everyone is one caller",
+    )
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request")] = 1024 * 1024
 
     access: Literal["keys", "jwt", "open"] = Field(
@@ -203,6 +210,18 @@ class Settings(BaseSettings):
     @classmethod
     def _are_keys(cls, value: SecretStr) -> SecretStr:
         read_keys(secret_text(value))
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _is_rate(cls, value: str) -> str:
+        read_rate(value)
+        return value
+
+    @field_validator("max_turns_per_caller")
+    @classmethod
+    def _is_at_once(cls, value: str) -> str:
+        read_at_once(value)
         return value
 
     @field_validator("secret_key")
@@ -309,6 +328,11 @@ class Settings(BaseSettings):
                 "JWT_JWKS_URL is fetched without TLS: who sits between can make tokens of their own. Use https://"
             )
         return found
+
+    @property
+    def allowance(self) -> Allowance:
+        """What each caller may begin."""
+        return Allowance(read_rate(self.rate_limit), read_at_once(self.max_turns_per_caller))
 
     @property
     def needs_oauth(self) -> bool:

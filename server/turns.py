@@ -13,9 +13,11 @@ from typing import NamedTuple, Protocol
 import gevent
 from gevent.event import Event as Flag
 
+from .access.allowance import Standing
 from .bell import Bell
 from .errors import (
     BadCursor,
+    ConversationBusy,
     Draining,
     GatewayStalled,
     Interrupted,
@@ -46,6 +48,8 @@ SEND_TIMEOUT = (
 SWEEP_INTERVAL = 0.5  # seconds
 DISMISSED_GRACE = 5.0  # seconds at least for those who were sent to another worker to be there
 LOOP_PAUSE = 1.0  # seconds until a loop that broke is run again
+ERASE_PATIENCE = 8.0  # seconds for running turns to end; those of a worker that has died take some five
+ERASE_PAUSE = 0.1  # seconds between two looks whether they have
 LIST_LIMIT = 100  # turns of a conversation that are listed
 
 
@@ -54,6 +58,12 @@ class Key(NamedTuple):
 
     value: str  # the Idempotency-Key
     fingerprint: str  # of the body that came with it
+
+
+class Started(NamedTuple):
+    entry: Entry
+    turn: Turn | None = None  # without one it had begun before, here or elsewhere
+    standing: Standing | None = None  # what its caller has left, where a rate limits it
 
 
 class Mirror(Protocol):
@@ -77,6 +87,7 @@ class Turns:
         self.idle = Flag()
         self.idle.set()
         self._settings = settings
+        self._allowance = settings.allowance
         self._gateway = gateway
         self._journal = journal
         # Those that run, and those that someone here still reads or that are not kept yet.
@@ -117,12 +128,11 @@ class Turns:
             loops += self._mirror.loops() if self._mirror else []
             self._greenlets = [gevent.spawn(run_for_ever, loop) for loop in loops]
 
-    def start(
-        self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None
-    ) -> tuple[Entry, Turn | None]:
-        """Begins a turn; without one when the same caller's `key` has begun it before, here or elsewhere.
+    def start(self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None) -> Started:
+        """Begins a turn, or finds the one that the same caller's `key` has begun before.
 
-        Raises TooManyTurns, Draining, StoreUnavailable or KeyUsedOtherwise; nothing was asked then.
+        Raises TooManyTurns, Draining, StoreUnavailable, KeyUsedOtherwise, TooManyRequests or TooManyTurnsOfCaller;
+        nothing was asked then.
         """
         self.open()
         self._check_open()
@@ -145,21 +155,21 @@ class Turns:
         found = None
         try:
             self._courier.wait_for_lease()
-            found = self._journal.begin(entry, key.value if key else None)
+            found, standing = self._journal.begin(entry, key.value if key else None, self._allowance)
         finally:
             if found is None or found.id != entry.id:
                 self._count_down()
         if found.fingerprint != entry.fingerprint:
             raise KeyUsedOtherwise
         if found.id != entry.id:
-            return found, None
+            return Started(found)
         self._turns[entry.id] = turn
         if self._interrupted:
             turn.end_with(Interrupted())
         turn.start(self._note_end)
         if self._mirror is not None and conversation_id is not None:
             self._mirror.note(conversation_id)
-        return entry, turn
+        return Started(entry, turn, standing)
 
     def find(self, turn_id: str, may_see: Callable[[Entry], bool]) -> Entry:
         """What is known of a turn, wherever it runs. Raises StreamNotFound or StoreUnavailable.
@@ -167,7 +177,15 @@ class Turns:
         A turn that is there, but not for who asks, is looked up like one that is not: the time tells nothing either.
         """
         turn = self._turns.get(turn_id)
-        entry = turn.entry if turn is not None and may_see(turn.entry) else self._journal.find(turn_id)
+        is_mine = turn is not None and may_see(turn.entry)
+        if turn is not None and is_mine and not (turn.ended and turn.tail.is_kept):
+            return turn.entry
+        try:
+            entry = self._journal.find(turn_id)  # one that has ended here may have been erased since
+        except StoreUnavailable:
+            if turn is None or not is_mine:
+                raise
+            return turn.entry
         if entry is None or not may_see(entry):
             raise StreamNotFound
         return entry
@@ -244,6 +262,24 @@ class Turns:
             turn.end_with(Cancelled("asked"))
         elif entry.running:
             self._journal.ask([entry.id], "cancel")
+
+    def erase(self, conversation_id: str, caller: str) -> None:
+        """Forgets all that this caller began in a conversation; what runs of it is cancelled first.
+
+        Raises ConversationBusy when that does not end in time, or StoreUnavailable; to be repeated then.
+        """
+        self.open()  # what the dead left to run must be ended
+        deadline = time.monotonic() + ERASE_PATIENCE
+        while running := self._journal.erase(conversation_id, caller):
+            if time.monotonic() >= deadline:
+                raise ConversationBusy(retry_after=2)
+            elsewhere = [turn_id for turn_id in running if turn_id not in self._turns]
+            for turn_id in running:
+                if turn_id in self._turns:
+                    self._turns[turn_id].end_with(Cancelled("erased"))
+            if elsewhere:
+                self._journal.ask(elsewhere, "cancel")
+            gevent.sleep(ERASE_PAUSE)
 
     def drain(self, last_start: float) -> None:
         """Sends followers elsewhere who can come back; begins no turn after `last_start` (monotonic seconds)."""

@@ -60,6 +60,8 @@ class Process:
             "JWT_",
             "SECRET_KEY",
             "TICKET_",
+            "RATE_LIMIT",
+            "MAX_",
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
@@ -197,6 +199,7 @@ class RelayServer:
             "GATEWAY_IDLE_TIMEOUT": "2",
             "WEB_CONCURRENCY": "1",
             "ACCESS": "open",
+            "RATE_LIMIT": "off",
         }
         self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)", self.folder.name)
         self.url = self.process.url

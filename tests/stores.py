@@ -14,6 +14,7 @@ from pathlib import Path
 import gevent
 import redis
 
+from server.access.allowance import Allowance, Rate
 from server.journal import LEASE, RENEW_INTERVAL, Batch, Entry
 from server.sse import Token
 
@@ -23,7 +24,8 @@ RETAIN = 60.0  # seconds
 RETAIN_UNDELIVERED = 600.0  # seconds
 STEP = 2.0  # seconds between two renewals of those who live on; less than LEASE
 STRETCH = 100  # seconds of Redis to one of a test: what a slow machine takes on top does not count
-# Each key of a Redis comes so many milliseconds nearer to its end, and each undelivered turn's end lies further back.
+# Each key of a Redis comes so many milliseconds nearer to its end; the ends of undelivered turns, and the beginnings
+# that count for a caller's rate, lie further back.
 FORWARD = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local left = redis.call('PTTL', key)
@@ -31,6 +33,11 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', '{relay}:outbox', '-inf', '(inf')) do
   redis.call('ZINCRBY', '{relay}:outbox', -ARGV[1] / 1000, id)
+end
+for _, key in ipairs(redis.call('KEYS', '{relay}:beginnings:*')) do
+  for n, at in ipairs(redis.call('LRANGE', key, 0, -1)) do
+    redis.call('LSET', key, n - 1, string.format('%.6f', at - ARGV[1] / 1000))
+  end
 end
 """
 
@@ -73,6 +80,8 @@ class RedisServer:
 class Store:
     """What the workers of one test share. Subclasses: one for each engine."""
 
+    stretch = 1  # seconds of the engine to one of a test
+
     def __init__(self):
         self.now = 1_800_000_000.0
         self._journals = {}
@@ -104,6 +113,10 @@ class Store:
     def outlive_lease(self, *survivors):
         """So long that whoever is not among the survivors loses its lease."""
         self.live_on(LEASE + RENEW_INTERVAL, *survivors)
+
+    def allowance(self, turns=None, seconds=60.0, at_once=None):
+        """So many turns in so many of the test's seconds, and running at once."""
+        return Allowance(turns and Rate(turns, seconds * self.stretch), at_once)
 
     def later(self, call, *args):
         """Starts a call that may wait; `get` on what this returns waits for its result."""
@@ -146,6 +159,8 @@ class SqliteStore(Store):
 
 
 class RedisStore(Store):
+    stretch = STRETCH
+
     def __init__(self, server):
         from server.journal import redis as engine  # noqa: PLC0415 - only who tests this engine needs it
 

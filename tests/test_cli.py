@@ -157,6 +157,14 @@ def test_an_env_file_says_where_it_listens_and_the_default_conversation(run, tmp
     until(lambda: requests.get(conversation, timeout=5).json().get("text"), "the transcript has the answer")
 
 
+def test_who_tries_it_out_is_not_limited_unless_a_limit_is_set(run, tmp_path):
+    with ask(run(), prompt="count to 3") as answer:
+        assert "RateLimit-Limit" not in answer.headers
+    (tmp_path / ".env").write_text("RATE_LIMIT=7/minute\n")
+    with ask(run(), prompt="count to 3") as answer:
+        assert answer.headers["RateLimit-Limit"] == "7"
+
+
 def test_it_serves_on_an_ipv6_address(run):
     try:
         port = free_port("::1", socket.AF_INET6)

@@ -47,17 +47,17 @@ def bob(store):
 
 
 def begun(journal, **fields):
-    return journal.begin(entry(**fields), None)
+    return journal.begin(entry(**fields), None).entry
 
 
 class TestBegin:
     def test_a_turn_that_began_is_found_by_all_workers(self, ann, bob):
         turn = entry(fingerprint="f")
-        assert ann.begin(turn, None) == turn
+        assert ann.begin(turn, None).entry == turn
         assert ann.find(turn.id) == bob.find(turn.id) == turn
 
     def test_a_turn_may_belong_to_no_conversation(self, ann, bob):
-        turn = ann.begin(entry(conversation=None), None)
+        turn = ann.begin(entry(conversation=None), None).entry
         assert turn.conversation_id is None
         assert bob.find(turn.id) == turn
 
@@ -66,33 +66,33 @@ class TestBegin:
         assert ann.read("nothing", 0, 10) == []
 
     def test_the_same_key_of_the_same_caller_returns_the_first_turn(self, ann, bob):
-        first = ann.begin(entry(fingerprint="one"), "key")
+        first = ann.begin(entry(fingerprint="one"), "key").entry
         repeated = entry(fingerprint="two")
-        assert bob.begin(repeated, "key") == first
+        assert bob.begin(repeated, "key").entry == first
         assert ann.find(repeated.id) is None
         assert ann.turns_of("c", "alice", 10) == [first]
 
     def test_the_same_key_of_another_caller_begins_another_turn(self, ann):
         ann.begin(entry(caller="alice"), "key")
         turn = entry(caller="bob")
-        assert ann.begin(turn, "key") == turn
+        assert ann.begin(turn, "key").entry == turn
 
     def test_callers_cannot_reach_each_others_keys_by_their_names(self, ann):
         ann.begin(entry(caller="a"), "b:c")
         turn = entry(caller="a:b")
-        assert ann.begin(turn, "c") == turn
+        assert ann.begin(turn, "c").entry == turn
 
     def test_a_key_tells_how_far_the_first_turn_is(self, ann):
-        first = ann.begin(entry(), "key")
+        first = ann.begin(entry(), "key").entry
         ann.append([batch(first, 1, 2, Done(3, "complete"))])
-        again = ann.begin(entry(), "key")
+        again = ann.begin(entry(), "key").entry
         assert (again.id, again.status, again.last_id) == (first.id, "complete", 3)
 
     def test_a_key_does_not_end_while_its_turn_runs(self, store, ann):
-        first = ann.begin(entry(), "key")
+        first = ann.begin(entry(), "key").entry
         store.live_on(2 * RETAIN, ann)
         ann.purge()
-        assert ann.begin(entry(), "key").id == first.id
+        assert ann.begin(entry(), "key").entry.id == first.id
 
     def test_a_key_is_free_again_after_the_turns_retention(self, store, ann):
         ann.begin(first := entry(), "key")
@@ -100,7 +100,7 @@ class TestBegin:
         store.live_on(RETAIN + 1, ann)
         ann.purge()
         turn = entry()
-        assert ann.begin(turn, "key") == turn
+        assert ann.begin(turn, "key").entry == turn
 
 
 class TestTurnsOf:
@@ -237,10 +237,10 @@ class TestAppend:
         assert bob.news({turn.id: 0}, 0).events == {turn.id: [event]}
 
     def test_names_may_hold_any_character(self, ann, bob):
-        turn = ann.begin(entry(conversation="c {x}:1 🦊\n", caller="Zoë:{y}"), "key:{z} \n")
+        turn = ann.begin(entry(conversation="c {x}:1 🦊\n", caller="Zoë:{y}"), "key:{z} \n").entry
         assert bob.find(turn.id) == turn
         assert bob.turns_of("c {x}:1 🦊\n", "Zoë:{y}", 5) == [turn]
-        assert bob.begin(entry(caller="Zoë:{y}"), "key:{z} \n") == turn
+        assert bob.begin(entry(caller="Zoë:{y}"), "key:{z} \n").entry == turn
 
 
 class TestSecret:

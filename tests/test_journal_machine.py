@@ -91,7 +91,7 @@ class Journals(RuleBasedStateMachine):
         full_key = None if key is None else (caller, key)
         earlier = next((turn for turn in self.known if full_key and turn.key == full_key and not turn.forgotten), None)
         asked = entry(caller=caller)
-        found = worker.journal.begin(asked, key)
+        found = worker.journal.begin(asked, key).entry
         if earlier is not None:
             assert found.id == earlier.id, "the key's first turn"
             return earlier
@@ -177,6 +177,14 @@ class Journals(RuleBasedStateMachine):
         for worker in self.workers:
             assert not worker.journal.renew()
         self.purge(who)
+
+    @rule(who=who, caller=st.sampled_from("ab"))
+    def erase(self, who, caller):
+        theirs = [turn for turn in self.known if turn.entry.caller == caller and not turn.forgotten]
+        running = self.workers[who].journal.erase("c", caller)
+        assert set(running) == {turn.id for turn in theirs if turn.ended is None}
+        for turn in theirs:
+            turn.forgotten = turn.ended is not None
 
     def purge(self, who):
         self.workers[who].journal.purge()

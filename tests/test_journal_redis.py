@@ -68,7 +68,7 @@ def calls(journal, turn):
 
 
 def test_a_server_that_is_gone_is_told_by_every_call_and_forgotten_when_it_is_back(server, ann):
-    turn = ann.begin(entry(), None)
+    turn = ann.begin(entry(), None).entry
     ann.append([batch(turn, 1, 2)])
     server.stop()
     for call in calls(ann, turn):
@@ -91,26 +91,26 @@ def test_who_waits_for_news_hears_that_the_server_is_gone(server, store, ann):
     with pytest.raises(StoreUnavailable):
         waiting.get(3)
     server.start()
-    turn = ann.begin(entry(), None)
+    turn = ann.begin(entry(), None).entry
     ann.append([batch(turn, 1, 2)])
     assert ann.news({turn.id: 0}, 1).events == {turn.id: tokens(1, 2)}
 
 
 def test_a_server_that_lost_everything_drops_what_it_does_not_know(server, ann):
-    turn = ann.begin(entry(), None)
+    turn = ann.begin(entry(), None).entry
     ann.append([batch(turn, 1, 2)])
     server.client.flushall()
     server.client.script_flush()
     assert not ann.append([batch(turn, 3, 4)])
     assert ann.find(turn.id) is None
     assert not ann.renew()
-    again = ann.begin(entry(), "key")
+    again = ann.begin(entry(), "key").entry
     assert not ann.append([batch(again, 1, 1)])
 
 
 def test_a_turn_of_which_the_server_lost_the_middle_ends_interrupted(server, ann, bob):
     """A failover to a replica that lagged behind: nobody may be led over the hole."""
-    turn = ann.begin(entry(), "key")
+    turn = ann.begin(entry(), "key").entry
     ann.append([batch(turn, 1, 4)])
     ann.append([batch(turn, 5, 8)])
     server.client.xdel(f"{{relay}}:events:{turn.id}", "8-0")
@@ -123,7 +123,7 @@ def test_a_turn_of_which_the_server_lost_the_middle_ends_interrupted(server, ann
 
 
 def test_a_full_server_refuses_and_loses_nothing(server, ann, bob):
-    turn = ann.begin(entry(), None)
+    turn = ann.begin(entry(), None).entry
     ann.append([batch(turn, 1, 2)])
     server.client.config_set("maxmemory", 1)
     for call in (
@@ -142,7 +142,8 @@ def test_a_full_server_refuses_and_loses_nothing(server, ann, bob):
 
 
 def test_a_full_server_still_takes_what_makes_room(server, store, ann, bob):
-    turn, more = ann.begin(entry(mirrored=True), None), ann.begin(entry("more", mirrored=True), None)
+    turn = ann.begin(entry(mirrored=True), None).entry
+    more = ann.begin(entry("more", mirrored=True), None).entry
     ann.append([batch(turn, 1, 2, Done(3, "complete")), batch(more, 1, 2, Done(3, "complete"))])
     bob.outbox.claim(["c"])
     server.client.config_set("maxmemory", 1)
@@ -166,7 +167,7 @@ def test_a_full_server_still_takes_what_makes_room(server, store, ann, bob):
 
 
 def test_a_primary_that_became_a_replica_is_left(server, ann):
-    turn = ann.begin(entry(), None)
+    turn = ann.begin(entry(), None).entry
     server.client.replicaof("127.0.0.1", 1)
     with pytest.raises(StoreUnavailable) as raised:
         ann.append([batch(turn, 1, 2)])
@@ -206,11 +207,11 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     assert ann.outbox.claim(["c"]) == {"c": []}
     assert 0 < server.client.pttl(f"{{relay}}:turn:{lost.id}") <= RETAIN * STRETCH * 1000
     turn = entry()
-    assert bob.begin(turn, "key") == turn
+    assert bob.begin(turn, "key").entry == turn
 
 
 def test_what_waited_before_a_beginning_that_is_undone_still_waits(server, ann):
-    earlier = ann.begin(entry(mirrored=True), None)
+    earlier = ann.begin(entry(mirrored=True), None).entry
     server.process.send_signal(signal.SIGSTOP)
     with pytest.raises(StoreUnavailable):
         ann.begin(entry(mirrored=True), None)
@@ -224,15 +225,15 @@ def test_what_waited_before_a_beginning_that_is_undone_still_waits(server, ann):
 def test_a_beginning_that_is_repeated_is_one_turn(ann):
     turn = entry(mirrored=True)
     ann.begin(turn, "key")
-    assert ann.begin(turn, "key") == ann.begin(turn, None) == turn
+    assert ann.begin(turn, "key").entry == ann.begin(turn, None).entry == turn
     assert ann.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
     ann.append([batch(turn, 1, 1)])
-    assert ann.begin(turn, None) == turn._replace(last_id=1, reach=1 + AHEAD)
+    assert ann.begin(turn, None).entry == turn._replace(last_id=1, reach=1 + AHEAD)
 
 
 def test_leases_end_in_real_time(server):
     ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
-    turn = bob.begin(entry(), None)
+    turn = bob.begin(entry(), None).entry
     bob.renew()
     began = time.monotonic()
     while not (ended := ann.interrupt_orphans()):
@@ -247,7 +248,7 @@ def test_leases_end_in_real_time(server):
 def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):
     journal = RedisJournal(server.url, "short", retain=0.3, retain_undelivered=0)
     journal.renew()
-    turn = journal.begin(entry(), "key")
+    turn = journal.begin(entry(), "key").entry
     journal.append([batch(turn, 1, 2, Done(3, "complete"))])
     assert journal.find(turn.id)
     until(lambda: journal.find(turn.id) is None, "the end of retention")
@@ -267,8 +268,8 @@ def test_a_cluster_takes_all_scripts():
         until(lambda: "ok" in server.client.execute_command("CLUSTER INFO").values())
         store = RedisStore(server)
         ann, bob = store.worker("ann"), store.worker("bob")
-        turn = ann.begin(entry(mirrored=True), "key")
-        assert bob.begin(entry(), "key") == turn
+        turn = ann.begin(entry(mirrored=True), "key").entry
+        assert bob.begin(entry(), "key").entry == turn
         assert not ann.append([batch(turn, 1, 2)])
         assert list(bob.ask([turn.id], "cancel")) == [turn.id]
         assert list(ann.news({turn.id: 1}, 1)) == [{turn.id: tokens(2, 2)}, [(turn.id, "cancel")]]
@@ -291,12 +292,12 @@ def test_a_cluster_takes_all_scripts():
 
 
 def test_all_keys_lie_in_one_slot_and_none_that_stays_for_ever_belongs_to_an_ended_turn(server, ann, bob):
-    other = ann.begin(entry("other", mirrored=True), None)
+    other = ann.begin(entry("other", mirrored=True), None).entry
     bob.outbox.claim(["other"])
     bob.outbox.park("other", "refused")
     bob.outbox.retry("other")
     bob.outbox.claim(["other"])
-    turn = ann.begin(entry(), "key")
+    turn = ann.begin(entry(), "key").entry
     bob.ask([turn.id], "watch")
     running = set(server.client.keys())
     bob.outbox.confirm([Receipt(other.id, 3, True)])
@@ -315,7 +316,7 @@ def test_user_password_and_database_of_the_url_are_honoured(server, ann):
         server.url.replace("unix://", "unix://relay@") + "?password=hunter2&db=3", "own", RETAIN, RETAIN
     )
     turn = entry()
-    assert journal.begin(turn, None) == turn
+    assert journal.begin(turn, None).entry == turn
     assert ann.find(turn.id) is None, "it is in another database"
     journal.close()
     for wrong in ("?password=wrong", "?db=99"):
@@ -327,14 +328,14 @@ def test_user_password_and_database_of_the_url_are_honoured(server, ann):
 
 def test_who_finds_all_connections_busy_waits(server, store, ann):
     server.client.config_set("maxclients", 40)
-    turn = ann.begin(entry(), None)
+    turn = ann.begin(entry(), None).entry
     ann.append([batch(turn, 1, 2)])
     readers = [store.later(ann.read, turn.id, 0, 10) for _ in range(100)]
     assert all(reader.get(10) == tokens(1, 2) for reader in readers)
 
 
 def test_what_another_hand_deleted_stops_nobody(server, store, ann, bob):
-    gone, turn = ann.begin(entry(mirrored=True), None), ann.begin(entry(mirrored=True), None)
+    gone, turn = (ann.begin(entry(mirrored=True), None).entry for _ in range(2))
     server.client.delete(f"{{relay}}:turn:{gone.id}")
     assert [delivery.turn_id for delivery in bob.outbox.undelivered(10)] == [turn.id]
     assert bob.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}

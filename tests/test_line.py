@@ -240,6 +240,45 @@ def test_a_turn_that_the_journal_has_forgotten_is_named_and_does_not_block_those
     assert (record.turn, record.confirmed) == (gone, 0)
 
 
+def test_a_turn_that_is_no_more_wanted_is_not_sent_on_and_nobody_hears_of_it():
+    world = World()
+    gone, next_one = world.begin(), world.begin()
+    world.say(gone, 3)
+    world.say(next_one, 1, end=True)
+    line = world.line()
+    assert text_of(line.next_piece(long)) == [1, 2, 3]
+    late = line.mark()
+    world.say(gone, 2)
+    line.keep([next_one])
+    assert line.unconfirmed_since is None
+    assert not world.tails[gone].followers
+    assert line.next_piece(long).turn_id == next_one
+    line.confirm(late)
+    assert world.cursors == {gone: 0, next_one: 0}
+    line.confirm(line.mark())
+    assert world.cursors == {gone: 0}, "its outbox knows it no more"
+    assert not line
+
+
+def test_a_turn_that_is_dropped_while_it_is_read_is_not_sent():
+    world = World()
+    gone = world.begin()
+    world.say(gone, 3)
+    line = world.line()
+    tail = world.tails[gone]
+    real = tail.after
+    tail.after = lambda cursor: line.keep([]) or real(cursor)
+    assert line.next_piece(long) is None
+    assert not line
+
+
+def test_what_the_journal_has_forgotten_is_no_error(caplog):
+    world = World()
+    world.missing = {world.begin()}
+    assert world.line().next_piece(long) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_sink_may_wait_for_more_text():
     world = World()
     turn_id = world.begin()

@@ -56,7 +56,7 @@ def cid(store):
 
 
 def begun(journal, conversation="c", **fields):
-    return journal.begin(entry(conversation, mirrored=True, **fields), None)
+    return journal.begin(entry(conversation, mirrored=True, **fields), None).entry
 
 
 def ended(journal, conversation="c"):
@@ -91,7 +91,7 @@ class TestBegin:
         assert bob.find(turn.id).mirrored is True
 
     def test_one_that_is_not_mirrored_does_not(self, ann):
-        turn = ann.begin(entry(), None)
+        turn = ann.begin(entry(), None).entry
         assert ann.find(turn.id).mirrored is False
         assert ann.outbox.find(turn.id) is None
         assert not ann.outbox.undelivered(10)
@@ -113,13 +113,13 @@ class TestBegin:
         assert claimed(ann) == parcels(*turns)
 
     def test_a_begin_answered_from_a_key_adds_nothing(self, ann, bob):
-        turn = ann.begin(entry(mirrored=True), "key")
+        turn = ann.begin(entry(mirrored=True), "key").entry
         claimed(ann)
-        assert bob.begin(entry(mirrored=True), "key") == turn
+        assert bob.begin(entry(mirrored=True), "key").entry == turn
         assert claimed(ann) == parcels(turn)
         assert not wishes(ann)
         ann.outbox.confirm([whole(turn)])
-        assert bob.begin(entry(mirrored=True), "key").id == turn.id
+        assert bob.begin(entry(mirrored=True), "key").entry.id == turn.id
         assert claimed(ann) == []
 
     def test_the_holder_elsewhere_is_told(self, ann, bob):
@@ -359,7 +359,7 @@ class TestConfirm:
         assert ann.outbox.find(turn.id).cursor == 9
 
     def test_turns_that_are_not_in_the_outbox_are_passed_over(self, ann):
-        plain, turn = ann.begin(entry(), None), begun(ann)
+        plain, turn = ann.begin(entry(), None).entry, begun(ann)
         claimed(ann)
         assert not ann.outbox.confirm([])
         assert not ann.outbox.confirm([whole(plain), Receipt("nothing", 1, True), whole(turn)])
@@ -518,7 +518,7 @@ class TestUndelivered:
 class TestRetention:
     def test_undelivered_turns_outlive_the_ordinary_time(self, store, ann, bob):
         pending, parked, running = ended(ann), ended(ann, "parked"), begun(ann, "running")
-        plain = ann.begin(entry(), None)
+        plain = ann.begin(entry(), None).entry
         ann.append([batch(running, 1, 2), batch(plain, 1, 2, Done(3, "complete"))])
         claimed(ann, "parked")
         ann.outbox.park("parked", "refused")
@@ -534,16 +534,16 @@ class TestRetention:
         assert claimed(bob, "running") == parcels(running)
 
     def test_their_keys_lead_to_them_for_as_long(self, store, ann):
-        turn = ann.begin(entry(mirrored=True), "key")
+        turn = ann.begin(entry(mirrored=True), "key").entry
         ann.append([batch(turn, 1, 2, Done(3, "complete"))])
         store.live_on(2 * RETAIN, ann)
         ann.purge()
-        assert ann.begin(entry(mirrored=True), "key").id == turn.id
+        assert ann.begin(entry(mirrored=True), "key").entry.id == turn.id
         claimed(ann)
         ann.outbox.confirm([whole(turn)])
         ann.purge()
         other = entry(mirrored=True)
-        assert ann.begin(other, "key") == other
+        assert ann.begin(other, "key").entry == other
 
     def test_a_delivered_turn_is_kept_for_the_rest_of_its_time(self, store, ann):
         turn = ended(ann)
@@ -722,7 +722,7 @@ class TestSqlite:
         assert (old.status, old.ended, old.mirrored) == ("complete", now[0], False)
         assert ann.read("old", 0, 10) == ann.read("running", 0, 10) == tokens(1, 2)
         assert ann.outbox.find("old") is None
-        assert ann.begin(entry(mirrored=True), "key of old") == old
+        assert ann.begin(entry(mirrored=True), "key of old").entry == old
         assert not ann.append([batch(running, 3, 3, Done(4, "complete"))])
         turn = begun(ann)
         assert claimed(ann) == parcels(turn)

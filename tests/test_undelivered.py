@@ -40,7 +40,7 @@ def journal(shared_store):
 
 
 def ended(journal, conversation):
-    turn = journal.begin(entry(conversation, caller="", mirrored=True), None)
+    turn = journal.begin(entry(conversation, caller="", mirrored=True), None).entry
     journal.append([Batch(turn.id, [Token(1, "late "), Token(2, "but there"), Done(3, "complete")])])
     return turn.id
 

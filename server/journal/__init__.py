@@ -11,6 +11,7 @@ courier.py                       what this worker and the others tell each other
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from ..access.allowance import UNLIMITED, Allowance, Standing
 from ..errors import Interrupted
 from ..sse import Done, Event, Failure
 from .outbox import Outbox
@@ -42,6 +43,13 @@ class Entry(NamedTuple):
     @property
     def running(self) -> bool:
         return self.status == RUNNING
+
+
+class Begun(NamedTuple):
+    """A turn, and what its caller has left; without that where no rate was asked for, or nothing was spent."""
+
+    entry: Entry
+    standing: Standing | None = None
 
 
 class Batch(NamedTuple):
@@ -83,11 +91,15 @@ class Journal(Protocol):
     shared_fate: bool  # whether a store that this worker cannot reach is out of every other worker's reach as well
     outbox: Outbox
 
-    def begin(self, entry: Entry, key: str | None) -> Entry:
+    def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         """Makes room for a turn of this worker, durable when it returns.
 
         With a `key` that the same caller used before, changes nothing and returns that earlier turn's entry. One that
         is mirrored goes into its conversation's outbox, and a holder elsewhere gets the wish to deliver.
+
+        Raises TooManyRequests or TooManyTurnsOfCaller, having begun and spent nothing, for what would be more than the
+        caller's `allowance`, counted over all workers and by the store's clock. What a turn spent comes back with time
+        alone, not with its end or when it is forgotten.
         """
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
@@ -129,6 +141,13 @@ class Journal(Protocol):
         """Forgets turns whose time of retention is over, some hundreds at most; returns how many.
 
         None that runs, and none that is in the outbox.
+        """
+
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        """Forgets the turns that this caller began in a conversation, and that have ended: events, entries, keys.
+
+        They leave the outbox, parked or not, and the conversation's living holder gets the wish to deliver, so that it
+        learns of it. Returns the turns that still run, which stay. What is another caller's stays.
         """
 
     def secret(self, proposed: bytes) -> bytes:

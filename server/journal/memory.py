@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from ..access.allowance import AT_ONCE_RETRY, UNLIMITED, Allowance, Beginnings
+from ..errors import TooManyRequests, TooManyTurnsOfCaller
 from ..sse import Done, Event, Failure, Token
-from . import LEASE, Batch, Entry, News, Wish, closing
+from . import LEASE, Batch, Begun, Entry, News, Wish, closing
 from .memory_outbox import MemoryOutbox
 from .memory_store import Record, Store
 from .outbox import Outbox
@@ -40,18 +42,29 @@ class MemoryJournal:
         self._woken = False
         self.outbox: Outbox = MemoryOutbox(worker, max(retain, retain_undelivered), clock, self._store)
 
-    def begin(self, entry: Entry, key: str | None) -> Entry:
+    def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         full_key = None if key is None else (entry.caller, key)
         if full_key is not None and full_key in self._store.keys:
-            return self._store.records[self._store.keys[full_key]].entry
+            return Begun(self._store.records[self._store.keys[full_key]].entry)
         if entry.id in self._store.records:
             raise ValueError(f"turn {entry.id} exists")
+        now, rate, at_once = self._clock(), *allowance
+        beginnings = self._store.beginnings.get(entry.caller, Beginnings())
+        if rate is not None and (wait := beginnings.wait(rate, now)):
+            raise TooManyRequests(rate.turns, wait)
+        if at_once is not None and self._store.running[entry.caller] >= at_once:
+            raise TooManyTurnsOfCaller(retry_after=AT_ONCE_RETRY)
+        standing = None
+        if rate is not None:
+            self._store.beginnings[entry.caller] = beginnings
+            standing = beginnings.note(rate, now)
+        self._store.running[entry.caller] += 1
         record = self._store.records[entry.id] = Record(entry, self._worker, full_key)
         if full_key is not None:
             self._store.keys[full_key] = entry.id
         if entry.mirrored and entry.conversation_id is not None:
-            self._store.post(record, self._clock())
-        return entry
+            self._store.post(record, now)
+        return Begun(entry, standing)
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
         latest: dict[str, Batch] = {}
@@ -136,7 +149,21 @@ class MemoryJournal:
         old = [turn_id for turn_id, ended in self._store.ended.items() if ended <= horizon]
         for turn_id in old:
             self._store.forget(turn_id)
+        self._store.forget_beginnings(self._clock())
         return len(old)
+
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        found = [record for record in self._store.records.values() if record.entry.conversation_id == conversation_id]
+        found = [record for record in found if record.entry.caller == caller]
+        ended = [record for record in found if not record.entry.running]
+        undelivered = [record for record in ended if self._store.is_undelivered(record)]
+        for record in undelivered:
+            self._store.take_out(record)
+        for record in ended:
+            self._store.forget(record.entry.id)
+        if undelivered:
+            self._store.tell_holder(conversation_id, self._clock())
+        return [record.entry.id for record in found if record.entry.running]
 
     def secret(self, proposed: bytes) -> bytes:
         self._store.secret = self._store.secret or proposed

@@ -1,10 +1,11 @@
 """What the memory engine's journals and outboxes share."""
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from gevent.event import Event as Flag
 
+from ..access.allowance import LONGEST, Beginnings
 from ..sse import Event
 from . import LEASE, Entry, Wish
 from .outbox import Delivery, State
@@ -29,6 +30,8 @@ class Store:
     records: dict[str, Record] = field(default_factory=dict)
     keys: dict[tuple[str, str], str] = field(default_factory=dict)  # caller and idempotency key: the turn's id
     ended: OrderedDict[str, float] = field(default_factory=OrderedDict)  # when, of turns that no outbox keeps
+    running: Counter[str] = field(default_factory=Counter)  # turns, by caller
+    beginnings: dict[str, Beginnings] = field(default_factory=dict)  # by caller
     leases: dict[str, float] = field(default_factory=dict)
     wishes: dict[str, list[tuple[str, Wish]]] = field(default_factory=dict)
     outbox: dict[str, dict[str, Record]] = field(default_factory=dict)  # by conversation; the oldest first
@@ -58,8 +61,13 @@ class Store:
         conversation = record.entry.conversation_id
         assert conversation is not None
         self.outbox.setdefault(conversation, {})[record.entry.id] = record
-        holder = self.holders.get(conversation, record.writer)
-        if holder != record.writer and self.lives(holder, now):
+        if self.holders.get(conversation) != record.writer:
+            self.tell_holder(conversation, now)
+
+    def tell_holder(self, conversation: str, now: float) -> None:
+        """Its outbox has changed."""
+        holder = self.holders.get(conversation, "")
+        if self.lives(holder, now):
             self.wish(holder, conversation, "deliver")
             self.note_change()
 
@@ -79,6 +87,9 @@ class Store:
             self.ended[record.entry.id] = ended
 
     def note_end(self, record: Record, now: float) -> None:
+        self.running[record.entry.caller] -= 1
+        if not self.running[record.entry.caller]:
+            del self.running[record.entry.caller]
         ends = self.undelivered if self.is_undelivered(record) else self.ended
         ends[record.entry.id] = now
 
@@ -89,6 +100,11 @@ class Store:
         self.size -= record.size
         if record.key is not None:
             del self.keys[record.key]
+
+    def forget_beginnings(self, now: float) -> None:
+        """Those of callers of whom none counts any more."""
+        for caller in [name for name, found in self.beginnings.items() if found.newest <= now - LONGEST]:
+            del self.beginnings[caller]
 
     def shrink(self, size: int) -> None:
         """Forgets turns that have ended before their time, those that are delivered first."""

@@ -17,6 +17,8 @@ What is kept where; one hash tag for all, so that a script may touch several key
     {relay}:holding            set: workers that may hold conversations
     {relay}:unheld             set: conversations with pending turns that nobody holds
     {relay}:parked             set: conversations with parked turns
+    {relay}:beginnings:CALLER  list: when the caller began its last turns, where a rate limits it
+    {relay}:busy:CALLER        set: the caller's turns that run, where their number is limited; its name is in the turn
     {relay}:secret             the relay's own secret
 
 A mirrored turn's hash has `arrived`, the transcript's cursor; `reason`, where it is parked; `delivered` in the end.
@@ -28,11 +30,13 @@ thrown out counts as not known any more.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ..access.allowance import UNLIMITED, Allowance
 from ..errors import StoreUnavailable
 from ..sse import Event
-from . import AHEAD, LEASE, Batch, Entry, News, Wish, closing
+from . import AHEAD, LEASE, Batch, Begun, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .outbox import Outbox
+from .redis_allowance import ALLOWANCE_PRELUDE, allowance_args, refusal_of, standing_of
 from .redis_client import PIPELINE, TIMEOUT, Client
 from .redis_outbox import RedisOutbox
 from .redis_scripts import TAG, script
@@ -42,6 +46,7 @@ NEWS_BLOCK = 5.0  # seconds that one XREAD waits; the socket's timeout lies TIME
 NEWS_BATCHES = 512  # that one `news` brings, for all turns that it follows; at least one each
 READ_BATCHES = 64  # that one XRANGE brings; a batch is a quarter of a second of one answer
 ORPHANS = 500  # turns that one call ends; Redis does nothing else meanwhile
+ERASE_LIMIT = 200  # turns that one script erases
 GIVE_UP = 500  # conversations that one script gives up
 BELL_LENGTH = 10_000  # wishes that wait for one worker; beyond it the oldest go
 SECRET = f"{TAG}secret"
@@ -50,18 +55,34 @@ BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
 # takes so long. Turns that are gone go from it when it is read.
 CONVERSATION_SPARE = 86_400_000
 
-BEGIN = script("""
-local turn, running, workers, key, conversation, queue = unpack(KEYS)
-local id, worker, began, expiry, name, length, bell_expiry = unpack(ARGV, 1, 7)
+# Returns the turn and what its caller has left; without the turn how long its caller has to wait.
+BEGIN = script(
+    ALLOWANCE_PRELUDE
+    + """
+local turn, running, workers, key, conversation, queue, beginnings, busy = unpack(KEYS)
+local id, worker, began, expiry, name, length, bell_expiry, turns, seconds, at_once = unpack(ARGV, 1, 10)
+turns, at_once = tonumber(turns), tonumber(at_once)
 local earlier = redis.call('GET', key)
 if earlier then
   local found = redis.call('HGETALL', tag .. 'turn:' .. earlier)
   if #found > 0 then return {earlier, found} end
 end
+local left, reset
 if redis.call('EXISTS', turn) == 0 then
-  redis.call('HSET', turn, unpack(ARGV, 8))
+  local now = turns > 0 and clock()
+  if turns > 0 then
+    local seconds_left = wait(beginnings, turns, seconds, now)
+    if seconds_left > 0 then return {false, string.format('%.6f', seconds_left)} end
+  end
+  if at_once > 0 and not has_room(busy, at_once) then return {false, false} end
+  redis.call('HSET', turn, unpack(ARGV, 11))
   redis.call('SADD', workers, worker)
   redis.call('SADD', running, id)
+  if turns > 0 then left, reset = spend(beginnings, turns, seconds, now) end
+  if at_once > 0 then
+    redis.call('HSET', turn, 'busy', busy)
+    redis.call('SADD', busy, id)
+  end
   if key ~= tag .. 'none' then redis.call('SET', key, id) end
   if conversation ~= tag .. 'none' then
     redis.call('ZADD', conversation, began, id)
@@ -78,8 +99,11 @@ if redis.call('EXISTS', turn) == 0 then
     end
   end
 end
-return {id, redis.call('HGETALL', turn)}
-""")
+local found = redis.call('HGETALL', turn)
+if left then return {id, found, left, string.format('%.6f', reset)} end
+return {id, found}
+"""
+)
 
 # A begin whose reply was lost: nobody will write that turn. It ends, for those whom its key has led to it meanwhile,
 # and frees the key. What has events was begun by a repeat, and stays.
@@ -131,6 +155,43 @@ repeat
   end
 until #ids == 0 or #entries >= limit
 return entries
+""")
+
+# Returns how many turns it has erased, and those that run; to be repeated until it erases no more than some.
+ERASE = script("""
+local conversation, queue, outbox = KEYS[1], KEYS[2], KEYS[3]
+local name, caller, limit, length, expiry = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local erased, running, was_undelivered = 0, {}, false
+local function see(id)
+  local turn = tag .. 'turn:' .. id
+  local found = redis.call('HMGET', turn, 'caller', 'status', 'key')
+  if not found[1] then redis.call('ZREM', conversation, id) end
+  if found[1] ~= caller then return end
+  if found[2] == 'running' then
+    running[id] = true
+  elseif erased < limit then
+    if redis.call('ZREM', outbox, id) == 1 then
+      redis.call('LREM', queue, 1, id)
+      was_undelivered = true
+    end
+    if found[3] and redis.call('GET', found[3]) == id then redis.call('DEL', found[3]) end
+    redis.call('DEL', turn, tag .. 'events:' .. id)
+    redis.call('ZREM', conversation, id)
+    erased = erased + 1
+  end
+end
+for _, id in ipairs(redis.call('ZRANGE', conversation, 0, -1)) do see(id) end
+-- What could not be delivered for very long outlives the list of the conversation.
+for _, id in ipairs(redis.call('LRANGE', queue, 0, -1)) do see(id) end
+if was_undelivered then
+  if not pending(name) then redis.call('SREM', tag .. 'unheld', name) end
+  settle_parked(name)
+  local holder = redis.call('HGET', tag .. 'holders', name)
+  if holder and alive(holder) then ring(holder, name, 'deliver', length, expiry) end
+end
+local ids = {}
+for id in pairs(running) do table.insert(ids, id) end
+return {erased, ids}
 """)
 
 ASK = script("""
@@ -196,21 +257,25 @@ class RedisJournal:
         self._heard = "0-0"  # the last of the bell's entries that was read
         self._doubtful: dict[str, tuple[str, str]] = {}  # turns whose `begin` may have failed; see UNDO
 
-    def begin(self, entry: Entry, key: str | None) -> Entry:
+    def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         self._undo()
         place, conversation = place_of(entry.caller, key), conversation_of(entry.conversation_id)
         name = entry.conversation_id
         queue = f"{TAG}queue:{name}" if entry.mirrored and name is not None else f"{TAG}none"
         keys = [f"{TAG}turn:{entry.id}", self._running, f"{TAG}workers", place, conversation, queue]
+        keys += [f"{TAG}beginnings:{entry.caller}", f"{TAG}busy:{entry.caller}"]
         fields = fields_of(entry) | {"worker": self._worker} | ({} if key is None else {"key": place})
         mine = [entry.id, self._worker, entry.began, self._keep + CONVERSATION_SPARE]
-        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *(part for field in fields.items() for part in field)]
+        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *allowance_args(allowance)]
+        args += [part for field in fields.items() for part in field]
         try:
-            found = self._client.call(BEGIN, keys, args)
+            turn_id, found, *standing = self._client.call(BEGIN, keys, args)
         except StoreUnavailable:
             self._doubtful[entry.id] = place, conversation
             raise
-        return entry_of(*found)
+        if turn_id is None:
+            raise refusal_of(allowance, found)
+        return Begun(entry_of(turn_id, found), standing_of(allowance.rate, standing))
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
         lost = []
@@ -286,6 +351,15 @@ class RedisJournal:
 
     def purge(self) -> int:
         return 0  # Redis lets go of what has ended by itself
+
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        keys = [conversation_of(conversation_id), f"{TAG}queue:{conversation_id}", f"{TAG}outbox"]
+        while True:
+            erased, running = self._client.call(
+                ERASE, keys, [conversation_id, caller, ERASE_LIMIT, BELL_LENGTH, BELL_EXPIRY]
+            )
+            if erased < ERASE_LIMIT:
+                return list(running)
 
     def secret(self, proposed: bytes) -> bytes:
         # A full Redis refuses to SET: it is asked only where there is none.

@@ -138,7 +138,7 @@ return rows
 """)
 
 EXPIRE_UNDELIVERED = script("""
-local outbox, parked = KEYS[1], KEYS[2]
+local outbox = KEYS[1]
 local keep, limit = tonumber(ARGV[1]), ARGV[2]
 local horizon = string.format('%.6f', clock() - keep)
 local rows = {}
@@ -148,10 +148,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', horizon, 'LIMIT'
   local conversation = found[1]
   if conversation then
     take_out(id, conversation, 0)
-    local first = redis.call('LINDEX', tag .. 'queue:' .. conversation, 0)
-    if not first or redis.call('HEXISTS', tag .. 'turn:' .. first, 'reason') == 0 then
-      redis.call('SREM', parked, conversation)
-    end
+    redis.call('ZREM', tag .. 'conversation:' .. conversation, id)
   else
     redis.call('ZREM', outbox, id)
   end

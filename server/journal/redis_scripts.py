@@ -38,6 +38,8 @@ local function finish(turn, events, worker, id, retain)
   local now = clock()
   redis.call('HSET', turn, 'ended', now)
   redis.call('SREM', tag .. 'running:' .. worker, id)
+  local busy = redis.call('HGET', turn, 'busy')
+  if busy then redis.call('SREM', busy, id) end
   local undelivered = redis.call('ZADD', tag .. 'outbox', 'XX', 'CH', now, id) == 1
   if not undelivered then expire(turn, events, retain) end
 end
@@ -55,6 +57,13 @@ end
 local function pending(conversation)
   local last = redis.call('LINDEX', tag .. 'queue:' .. conversation, -1)
   return last and redis.call('HEXISTS', tag .. 'turn:' .. last, 'reason') == 0
+end
+
+local function settle_parked(conversation)
+  local first = redis.call('LINDEX', tag .. 'queue:' .. conversation, 0)
+  if not first or redis.call('HEXISTS', tag .. 'turn:' .. first, 'reason') == 0 then
+    redis.call('SREM', tag .. 'parked', conversation)
+  end
 end
 
 local function give_up(worker, conversation)
@@ -79,9 +88,7 @@ local function take_out(id, conversation, retain, arrived)
   local ended = redis.call('ZSCORE', outbox, id)
   redis.call('LREM', tag .. 'queue:' .. conversation, 1, id)
   redis.call('ZREM', outbox, id)
-  if redis.call('EXISTS', tag .. 'queue:' .. conversation) == 0 then
-    redis.call('SREM', tag .. 'parked', conversation)
-  end
+  settle_parked(conversation)
   if arrived then
     redis.call('HDEL', turn, 'reason')
     redis.call('HSET', turn, 'arrived', arrived, 'delivered', 1)

@@ -13,13 +13,16 @@ from typing import Any
 
 import gevent
 
+from ..access.allowance import UNLIMITED, Allowance
+from ..errors import RelayError
 from ..sse import Event
-from . import LEASE, RUNNING, Batch, Entry, News, Wish, closing
+from . import LEASE, RUNNING, Batch, Begun, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .group import Group
 from .outbox import Outbox
+from .sqlite_allowance import Refusal, purge_beginnings, refusal, spend
 from .sqlite_file import FAR_LEASE, PURGE_LIMIT, Channel, connect, forget, judges, unavailable
-from .sqlite_outbox import SqliteOutbox, give_up_all, post, purge_holders
+from .sqlite_outbox import SqliteOutbox, give_up_all, post, purge_holders, settle, tell_holder
 
 POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn of another worker
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
@@ -28,6 +31,7 @@ FAR = 1 << 62  # behind every cursor
 DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
 # The fields of Entry, in order.
 ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended, mirrored"
+Beginning = tuple[Entry, str | None, Allowance]  # with its idempotency key
 MINE = "id = :turn AND worker = :worker AND status = 'running'"
 
 
@@ -56,10 +60,13 @@ class SqliteJournal:
         self._version = -1
         self._seen: dict[str, int] = {}  # by turn, the cursor behind which that version holds nothing
         self._woken = False
-        self._beginnings: Group[tuple[Entry, str | None], Entry] = Group(self._begin_all)
+        self._beginnings: Group[Beginning, Begun | Refusal] = Group(self._begin_all)
 
-    def begin(self, entry: Entry, key: str | None) -> Entry:
-        return self._beginnings.call((entry, key))
+    def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
+        found = self._beginnings.call((entry, key, allowance))
+        if isinstance(found, RelayError):
+            raise found
+        return found
 
     def append(self, batches: Sequence[Batch]) -> Collection[str]:
         rows = [
@@ -132,7 +139,19 @@ class SqliteJournal:
 
     def purge(self) -> int:
         now = self._clock()
-        return self._writing.write(lambda connection: purge(connection, now - self._retain, now - DEAD_WORKER))
+        return self._writing.write(lambda connection: purge(connection, now, self._retain))
+
+    def erase(self, conversation_id: str, caller: str) -> Collection[str]:
+        names, erased = (conversation_id, caller), 0
+        while True:
+            # A full disk refuses to write: nothing is written where there is nothing.
+            ended, running = self._reading.read(lambda connection: turns_by_state(connection, *names))
+            if not ended:
+                break
+            erased += self._writing.write(lambda connection: erase_some(connection, *names, self._clock()))
+        if erased:
+            self._writing.wipe()
+        return running
 
     def secret(self, proposed: bytes) -> bytes:
         # A full disk refuses to write: nothing is written where there is one.
@@ -148,7 +167,7 @@ class SqliteJournal:
             if self._watching is not None:
                 self._watching.close()
 
-    def _begin_all(self, asked: Sequence[tuple[Entry, str | None]]) -> list[Entry]:
+    def _begin_all(self, asked: Sequence[Beginning]) -> list[Begun | Refusal]:
         return self._writing.write(
             lambda connection: [begin(connection, self._worker, *one, self._clock()) for one in asked]
         )
@@ -172,7 +191,14 @@ class SqliteJournal:
         return News(events, wishes)
 
 
-def begin(connection: sqlite3.Connection, worker: str, entry: Entry, key: str | None, now: float) -> Entry:
+def begin(
+    connection: sqlite3.Connection, worker: str, entry: Entry, key: str | None, allowance: Allowance, now: float
+) -> Begun | Refusal:
+    if allowance != UNLIMITED:
+        earlier = None if key is None else find_key(connection, entry.caller, key)
+        found = Begun(earlier) if earlier is not None else refusal(connection, entry.caller, allowance, now)
+        if found is not None:
+            return found
     fields = (*entry, worker, key)
     insert = f"INSERT INTO turns ({ENTRY}, worker, key) VALUES ({', '.join('?' * len(fields))})"  # noqa: S608
     if key is not None:
@@ -180,9 +206,17 @@ def begin(connection: sqlite3.Connection, worker: str, entry: Entry, key: str | 
     if connection.execute(insert, fields).rowcount == 1:
         if entry.mirrored and entry.conversation_id is not None:
             post(connection, worker, entry, now)
-        return entry
+        return Begun(entry, spend(connection, entry.caller, allowance.rate, now) if allowance.rate else None)
+    assert key is not None
+    earlier = find_key(connection, entry.caller, key)
+    assert earlier is not None
+    return Begun(earlier)
+
+
+def find_key(connection: sqlite3.Connection, caller: str, key: str) -> Entry | None:
     select = f"SELECT {ENTRY} FROM turns WHERE caller = ? AND key = ?"  # noqa: S608
-    return entry_of(connection.execute(select, (entry.caller, key)).fetchone())
+    row = connection.execute(select, (caller, key)).fetchone()
+    return None if row is None else entry_of(row)
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
@@ -260,12 +294,33 @@ def interrupt_orphans(connection: sqlite3.Connection, worker: str, clock: Callab
     return [turn_id for turn_id, _ in found]
 
 
-def purge(connection: sqlite3.Connection, ended_before: float, lease_before: float) -> int:
+def purge(connection: sqlite3.Connection, now: float, retain: float) -> int:
     select = "SELECT id FROM turns WHERE ended <= ? AND place IS NULL LIMIT ?"
-    old = [turn_id for (turn_id,) in connection.execute(select, (ended_before, PURGE_LIMIT))]
+    old = [turn_id for (turn_id,) in connection.execute(select, (now - retain, PURGE_LIMIT))]
     forget(connection, old)
-    purge_holders(connection, lease_before)
+    purge_holders(connection, now - DEAD_WORKER)
+    purge_beginnings(connection, now)
     return len(old)
+
+
+def turns_by_state(connection: sqlite3.Connection, conversation: str, caller: str) -> tuple[list[str], list[str]]:
+    """What this caller began in a conversation: the turns that have ended, and those that run."""
+    # One statement, which sees one moment: no turn ends between two looks.
+    select = "SELECT id, status FROM turns WHERE conversation = ? AND caller = ?"
+    rows = connection.execute(select, (conversation, caller)).fetchall()
+    ended = [turn_id for turn_id, status in rows if status != RUNNING]
+    return ended, [turn_id for turn_id, status in rows if status == RUNNING]
+
+
+def erase_some(connection: sqlite3.Connection, conversation: str, caller: str, now: float) -> int:
+    ended = turns_by_state(connection, conversation, caller)[0][:PURGE_LIMIT]
+    select = "SELECT 1 FROM turns WHERE id = ? AND place IS NOT NULL"
+    is_undelivered = any(connection.execute(select, (turn_id,)).fetchone() for turn_id in ended)
+    forget(connection, ended)
+    if is_undelivered:
+        settle(connection, [conversation])
+        tell_holder(connection, conversation, now)
+    return len(ended)
 
 
 def secret_of(connection: sqlite3.Connection) -> bytes:

@@ -55,6 +55,14 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     CREATE INDEX holders_by_worker ON holders (worker);
     """,
     "CREATE TABLE secrets (number INTEGER PRIMARY KEY CHECK (number = 1), secret BLOB NOT NULL)",
+    """
+    DROP INDEX turns_running;
+    CREATE INDEX turns_running ON turns (caller, worker) WHERE status = 'running';
+    CREATE TABLE beginnings (
+        caller TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (caller, number)
+    ) WITHOUT ROWID;
+    CREATE INDEX beginnings_by_time ON beginnings (at);
+    """,
 ]
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 
@@ -74,6 +82,10 @@ class Channel:
     def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Runs `job` in one transaction. Raises StoreUnavailable, having changed nothing."""
         return self._run(lambda connection: in_transaction(connection, job))
+
+    def wipe(self) -> None:
+        """Takes what was deleted out of the log file as well; it stays there a while when others read just now."""
+        self._run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
 
     def close(self) -> None:
         if self._connection is not None:
@@ -133,6 +145,8 @@ def connect(path: Path) -> sqlite3.Connection:
     # The pool's one thread may be replaced by another: never two at a time.
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
+    # What is deleted is overwritten: who may read the file finds nothing.
+    connection.execute("PRAGMA secure_delete = ON")
     if version_of(connection) != len(SCHEMA):  # an app that mounts the relay has no master that called `prepare`
         in_transaction(connection, migrate)
     return connection

@@ -79,11 +79,16 @@ def post(connection: sqlite3.Connection, worker: str, entry: Entry, now: float) 
     connection.execute(update, (entry.id,))
     loose = "INSERT OR IGNORE INTO holders VALUES (?, '')"
     if connection.execute(loose, (entry.conversation_id,)).rowcount == 0:
-        tell = (
-            "INSERT OR IGNORE INTO wishes SELECT worker, conversation, 'deliver' FROM holders "  # noqa: S608
-            f"WHERE conversation = :conversation AND worker <> :worker AND worker IN ({LIVING})"
-        )
-        connection.execute(tell, {"conversation": entry.conversation_id, **judge(worker, now)})
+        tell_holder(connection, entry.conversation_id, now, but=worker)
+
+
+def tell_holder(connection: sqlite3.Connection, conversation: str | None, now: float, but: str = "") -> None:
+    """The conversation's outbox has changed; `but` is a worker that knows."""
+    tell = (
+        "INSERT OR IGNORE INTO wishes SELECT worker, conversation, 'deliver' FROM holders "  # noqa: S608
+        f"WHERE conversation = :conversation AND worker <> :worker AND worker IN ({LIVING})"
+    )
+    connection.execute(tell, {"conversation": conversation, **judge(but, now)})
 
 
 def claim(
@@ -183,10 +188,15 @@ def expired(connection: sqlite3.Connection, horizon: float) -> list[Delivery]:
 def expire(connection: sqlite3.Connection, horizon: float) -> list[Delivery]:
     found = expired(connection, horizon)
     forget(connection, [delivery.turn_id for delivery in found])
-    pending = PENDING.format("?1")
-    settled = f"DELETE FROM holders WHERE conversation = ?1 AND worker = '' AND NOT EXISTS ({pending})"  # noqa: S608
-    connection.executemany(settled, {(delivery.conversation_id,) for delivery in found})
+    settle(connection, {delivery.conversation_id for delivery in found})
     return found
+
+
+def settle(connection: sqlite3.Connection, conversations: Collection[str]) -> None:
+    """Some of their turns have left the outbox: where none is pending, no holder is looked for."""
+    pending = PENDING.format("?1")
+    delete = f"DELETE FROM holders WHERE conversation = ?1 AND worker = '' AND NOT EXISTS ({pending})"  # noqa: S608
+    connection.executemany(delete, [(name,) for name in conversations])
 
 
 def purge_holders(connection: sqlite3.Connection, lease_before: float) -> None:

@@ -13,10 +13,12 @@ from ..errors import (
     MethodNotAllowed,
     NotFound,
     RelayError,
+    TooManyRequests,
     Unauthorized,
     UnsupportedMediaType,
 )
 from . import ops, page, streams
+from .limits import headers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ def refuse(error: RelayError) -> Response:
     response.status_code = error.status
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, TooManyRequests):
+        response.headers.update(headers(error.limit, 0, error.retry_after or 0.0))
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = error.challenge
     response.headers["Cache-Control"] = "no-store"

@@ -26,6 +26,7 @@ from ..prompt import Prompt, read_prompt
 from ..relay import Relay
 from ..sse import Done, Failure, Token
 from ..turns import Key
+from .limits import tell
 
 routes = Blueprint("streams", __name__)
 
@@ -96,6 +97,16 @@ def list_streams(conversation_id: str) -> Response:
     return uncached(jsonify(streams=streams))
 
 
+@routes.delete("/conversations/<path:conversation_id>")
+def erase_conversation(conversation_id: str) -> Response:
+    """Cancels and forgets all that the caller began in a conversation."""
+    relay = Relay.of(current_app)
+    caller = identify(relay)
+    caller.check(conversation_id)
+    relay.turns.erase(conversation_id, caller.name)
+    return Response(status=204)
+
+
 def identify(relay: Relay) -> Caller:
     """Who the request is from. Raises Unauthorized or IssuerUnavailable."""
     return relay.access.identify(request.headers.get("Authorization"))
@@ -118,8 +129,9 @@ def ask(relay: Relay) -> Entry:
     caller = identify(relay)
     body = read_body(relay)
     prompt, conversation_id = read_question(relay, body)
-    entry, _ = relay.ask(prompt, conversation_id, caller, read_key(body))
-    return entry
+    started = relay.ask(prompt, conversation_id, caller, read_key(body))
+    tell(started.standing)
+    return started.entry
 
 
 def read_question(relay: Relay, body: bytes) -> tuple[Prompt, str | None]:

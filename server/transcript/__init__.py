@@ -187,6 +187,8 @@ class Transcript:
         elif conversation is not None:
             conversation.resting = False
             conversation.has_more = len(parcels) == WINDOW
+            if not conversation.has_more:
+                conversation.line.keep({parcel.turn_id for parcel in parcels})
             conversation.line.update(fresh)
         elif fresh:
             if len(self._open) >= self._max_open:

@@ -7,10 +7,9 @@ has arrived, and after a loss begins again behind what had.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
-from .. import metrics
 from ..bell import Bell
 from ..errors import StreamNotFound
 from ..journal.outbox import Parcel, Receipt
@@ -92,6 +91,16 @@ class Line:
         self._deliveries.extend(Delivery(parcel) for parcel in parcels if parcel.turn_id not in known)
         self.bell.ring()
 
+    def keep(self, turn_ids: Collection[str]) -> None:
+        """Drops all other turns: they were erased, or kept for long enough."""
+        for delivery in [delivery for delivery in self._deliveries if delivery.turn_id not in turn_ids]:
+            log.info("transcript: no more of the turn is wanted", extra=self._fields(delivery))
+            self._deliveries.remove(delivery)
+            delivery.close()
+        if self.mark() is None:
+            self.unconfirmed_since = None
+        self.bell.ring()
+
     def next_piece(self, cut: Cut) -> Piece | None:
         """The text that comes next: of the first turn that is not sent whole. None while there is none.
 
@@ -148,6 +157,8 @@ class Line:
         # Looked at before `take`, which may wait: what comes in the meantime is not forgotten.
         is_behind, is_over = follower.is_behind, follower.is_over
         events = follower.take()
+        if delivery not in self._deliveries:
+            return None  # dropped in the meantime
         tokens = [event for event in events if type(event) is Token]
         if not tokens:
             if (events and type(events[-1]) is Done) or (is_over and not is_behind):
@@ -181,10 +192,12 @@ class Line:
         self._let_go_arrived()
 
     def _give_up(self, delivery: Delivery) -> None:
-        fields = {"turn": delivery.turn_id, "conversation": self.conversation_id, "confirmed": delivery.confirmed}
-        metrics.transcript_turns_expired.inc()
-        log.error("transcript incomplete: the journal has forgotten the rest", extra=fields)
+        """No error by itself: it was erased, or the courier says that its time is over."""
+        log.warning("transcript: the journal holds no more of the turn, given up", extra=self._fields(delivery))
         self._end(delivery)
+
+    def _fields(self, delivery: Delivery) -> dict[str, object]:
+        return {"turn": delivery.turn_id, "conversation": self.conversation_id, "confirmed": delivery.confirmed}
 
     def _let_go_arrived(self) -> None:
         """Turns whose whole text has arrived, the oldest first: none overtakes another."""

@@ -162,8 +162,8 @@ class Posts:
             self._begun[self._conversation] = Begun(piece.turn_id, piece.first, arrived)
         del self._begun[self._conversation]
         mark = self._line.mark()
-        assert mark is not None
-        self._line.confirm(mark)
+        if mark is not None:  # else the turn was dropped in the meantime
+            self._line.confirm(mark)
         self._conversation.note_success()
         self._conversation.active_at = time.monotonic()
 
