@@ -9,23 +9,14 @@ from urllib.parse import quote
 import pytest
 import requests
 import websocket
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from server.access.keys import make_key
 
 from .conftest import RelayServer, until
 from .proxy import Proxy
 
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 LOST = "Failed to load resource"  # what Chromium's console says of a connection that was cut or refused
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
