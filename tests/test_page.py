@@ -355,7 +355,7 @@ def test_a_conversation_of_any_name_is_found_again(open_page, relay, sandbox, pr
     ask(page, prompt)
     expect_state(page, "complete")
     page.reload()
-    assert page.input_value("#conversation-id") == f"{conversation}/ü & #1"
+    expect(page.locator("#conversation-id")).to_have_value(f"{conversation}/ü & #1")
     expect_text(page, "one ")
     expect_transcript(page, "agrees")
 
