@@ -33,5 +33,5 @@ clean:  ## remove what the other commands have made
 	@touch $@
 
 .venv/.test: requirements-dev.txt requirements.txt sandbox/requirements.txt
-	@.ci/setup requirements-dev.txt chromium=chromium redis-server=redis-server
+	@.ci/setup requirements-dev.txt chromium=chromium redis-server=redis-server nginx=nginx-light
 	@touch $@ .venv/.run

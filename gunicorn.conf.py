@@ -1,5 +1,6 @@
 """gunicorn's settings, each with its reason. The relay's own are in the environment: see server/settings.py."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,28 @@ child_exit = clear_slot
 # A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
 when_ready = hurry_on_second_term
 
-# An idle connection is kept for a proxy's next request, but a stopping worker waits for it: no longer than this.
+# An idle connection is kept for a proxy's next request, but a stopping worker waits for it: no longer than this. The
+# head of each request must be there within the same time, or the connection ends: 0 would be no limit.
 keepalive = 5
+
+# An address holds at most a conversation's id (200 characters of any script, percent-encoded) or a ticket.
+limit_request_line = 4094
+
+# A browser sends some twenty headers, proxies add a few; together with the next line, half a MB that waits for its end.
+limit_request_fields = 64
+
+# A token with its claims fits; more than 8 KB in one header is what nginx refuses as well.
+limit_request_field_size = 8190
+
+# The parser that tests/test_hardening.py tries; left to itself, gunicorn takes another one where that is installed.
+http_parser = "python"
+
+# Who may say by X-Forwarded-Proto that a client came over TLS: a proxy on this machine, and no stranger who leads
+# others to think so. X-Forwarded-For is believed from no one: nothing here depends on a client's address.
+forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1")
+
+# No header says which path was asked for (by default SCRIPT_NAME and PATH_INFO, from the same proxies).
+forwarder_headers = ""
 
 # Each worker loads the app itself: the worker class patches the standard library first, which a preload would precede.
 preload_app = False

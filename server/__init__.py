@@ -22,7 +22,7 @@ def create_app(settings: "Settings | None" = None) -> "Flask":
     from flask import Flask  # noqa: PLC0415 - see above
 
     from .relay import Relay  # noqa: PLC0415
-    from .routes import register_refusals  # noqa: PLC0415
+    from .routes import complete  # noqa: PLC0415
     from .settings import SettingsError, leave, load_or_exit  # noqa: PLC0415
 
     app = Flask(__name__, static_folder=None)
@@ -30,5 +30,5 @@ def create_app(settings: "Settings | None" = None) -> "Flask":
         Relay(settings or load_or_exit()).init_app(app)
     except SettingsError as error:
         leave(str(error), WORKER_BOOT_ERROR)
-    register_refusals(app)
+    complete(app, shared=True)
     return app

@@ -75,6 +75,8 @@ def shown(value: object) -> str:
         return "(hidden)" if value.get_secret_value() else ""
     if isinstance(value, bool):
         return str(int(value))
+    if isinstance(value, tuple):
+        return ",".join(value)
     if isinstance(value, str) and value.startswith(REDIS):
         return without_password(value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,8 +8,11 @@
     │   ├── BodyTooSlow            408 body_too_slow
     │   ├── BodyTooLarge           413 body_too_large
     │   ├── PromptTooLong          413 prompt_too_long
+    │   ├── AddressTooLong         414 address_too_long
     │   ├── UnsupportedMediaType   415 unsupported_media_type
-    │   └── KeyUsedOtherwise       422 idempotency_key_used_otherwise
+    │   ├── HostNotAllowed         421 host_not_allowed
+    │   ├── KeyUsedOtherwise       422 idempotency_key_used_otherwise
+    │   └── HeadersTooLarge        431 headers_too_large
     ├── Unauthorized               401 unauthorized
     │   └── InvalidToken           401 invalid_token
     ├── Forbidden                  403 forbidden
@@ -102,16 +105,36 @@ class PromptTooLong(BadRequest):
     sentence = "The prompt is too long."
 
 
+class AddressTooLong(BadRequest):
+    code = "address_too_long"
+    status = 414
+    sentence = "The address is longer than any that this server has."
+
+
 class UnsupportedMediaType(BadRequest):
     code = "unsupported_media_type"
     status = 415
     sentence = "Send the body as JSON, with the header `Content-Type: application/json`."
 
 
+class HostNotAllowed(BadRequest):
+    code = "host_not_allowed"
+    status = 421
+    sentence = "This server does not go by that name. Its operator can add the name to ALLOWED_HOSTS."
+
+
 class KeyUsedOtherwise(BadRequest):
     code = "idempotency_key_used_otherwise"
     status = 422
     sentence = "This Idempotency-Key came with another body before. Use a new key for a new question."
+
+
+class HeadersTooLarge(BadRequest):
+    code = "headers_too_large"
+    status = 431
+    sentence = (
+        "The request has more headers, or longer ones, than this server takes. Send a shorter token, fewer cookies."
+    )
 
 
 class Unauthorized(RelayError):

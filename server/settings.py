@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NoReturn, Self, get_args
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .access.allowance import Allowance, read_at_once, read_rate
 from .access.keys import make_key, read_keys
@@ -25,6 +25,8 @@ WEBSOCKET = ("ws", "wss")
 REDIS = ("redis", "rediss")
 LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")  # RFC 1123, 2.1
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")  # no one else can make these names lead here
+DEFAULT_PORTS = {"http": 80, "https": 443}
 LEAST_SECRET_KEY = 32  # characters
 USER_INFO = re.compile(r"^(.*?://(?:[^:@/]*:)?)?.*@", re.DOTALL)
 
@@ -151,6 +153,16 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(
         None, description="signs tickets; else one is made and kept in the store, the same for all that share it"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="whose pages may ask from a browser, such as https://shop.example; separated by commas; "
+        "*: any, where keys or tokens are asked for",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="names of this server that requests may have in Host, localhost aside; separated by commas; "
+        ".example.com: all below as well; *: any, which is the default unless BIND is loopback",
+    )
 
     bind: str = Field("127.0.0.1:8000", description="where the server listens")
     web_concurrency: int = Field(
@@ -158,6 +170,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     log_format: Literal["text", "json"] | None = Field(None, description="text on a terminal, else json")
+    log_content: bool = Field(False, description="1, with LOG_LEVEL=DEBUG: prompts and answers are logged as well")
     sandbox_url: str | None = Field(None, description="of a running sandbox: the page shows its transcript")
 
     @field_validator("log_level", mode="before")
@@ -261,6 +274,24 @@ class Settings(BaseSettings):
     def _is_store(cls, value: str) -> str:
         return check_store(value)
 
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(re.findall(r"[^\s,]+", value.lower())) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one if one == "*" else read_origin(one) for one in value)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if one != "*" and not HOST.fullmatch(one.removeprefix(".")):
+                check_ipv6(one)
+        return value
+
     @field_validator("bind")
     @classmethod
     def _is_bind_address(cls, value: str) -> str:
@@ -312,6 +343,25 @@ class Settings(BaseSettings):
             raise NoAccess(chosen="access" in self.model_fields_set)
         return self
 
+    @model_validator(mode="after")
+    def _lets_no_page_in_unasked(self) -> Self:
+        if "*" in self.cors_origins and self.access == "open":
+            raise SettingsError(
+                "CORS_ORIGINS=* cannot be right: with ACCESS=open every page that someone near this server opens could "
+                "ask in their place; name the origins, or let keys or tokens be asked for (ACCESS)"
+            )
+        return self
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The names that requests may have in Host; None: any."""
+        if "*" in self.allowed_hosts:
+            return None
+        if self.bind.startswith("unix:") or not is_local(self.bind):
+            return (*LOCAL_HOSTS, *self.allowed_hosts) if self.allowed_hosts else None
+        host, _ = host_and_port(self.bind)
+        return (*LOCAL_HOSTS, f"[{host}]" if ":" in host else host.lower(), *self.allowed_hosts)
+
     @property
     def risks(self) -> list[str]:
         """What whoever runs this should think over: a sentence each."""
@@ -327,6 +377,8 @@ class Settings(BaseSettings):
             found.append(
                 "JWT_JWKS_URL is fetched without TLS: who sits between can make tokens of their own. Use https://"
             )
+        if self.log_content and self.log_level == "DEBUG":
+            found.append("LOG_CONTENT=1: prompts and answers stand in this log. Take it away when you have seen enough")
         return found
 
     @property
@@ -424,6 +476,27 @@ def check_address(value: str, schemes: tuple[str, ...]) -> str:
     return value
 
 
+def read_origin(value: str) -> str:
+    """An origin as browsers send it in `Origin` (RFC 6454, 6.2). Raises ValueError for what is none."""
+    parts = split_address(value)
+    if (
+        not parts.scheme
+        or not parts.hostname
+        or parts.username is not None
+        or value != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError("must be SCHEME://HOST or SCHEME://HOST:PORT each, with no path behind")
+    if "*" in value:
+        raise ValueError("must name each origin whole: a * stands for all of them, alone")
+    return value.removesuffix(f":{DEFAULT_PORTS.get(parts.scheme)}")
+
+
+def check_ipv6(value: str) -> None:
+    """Raises ValueError for what is no address in brackets."""
+    if not (value.startswith("[") and value.endswith("]") and is_ipv6(value[1:-1])):
+        raise ValueError("must be names of hosts or addresses each, without scheme and port, IPv6 in brackets")
+
+
 def check_store(value: str) -> str:
     """Raises ValueError for what is no place to keep answers."""
     scheme, _, rest = value.partition("://")
@@ -464,6 +537,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def without_password(address: str) -> str:

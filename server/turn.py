@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 
 from .chunks import Delta
+from .content import Content
 from .errors import AnswerTooLong, InternalError, Interrupted, RelayError
 from .gateway import Chat
 from .journal import AHEAD, Entry
@@ -56,8 +57,12 @@ class Turn:
         chat: Chat,
         wait_for_lease: Callable[..., None],
         on_events: Callable[["Turn"], None],
+        content: Content | None = None,
     ) -> None:
-        """`wait_for_lease` is called before each step, `on_events` when there is something new for the journal."""
+        """`wait_for_lease` is called before each step, `on_events` when there is something new for the journal.
+
+        `content` is for a log that may hold it.
+        """
         self.id = entry.id
         self.conversation_id = entry.conversation_id
         self.state = "starting"
@@ -69,6 +74,7 @@ class Turn:
         self._watched_until = self._mirrored_until = 0.0
         self._wait_for_lease = wait_for_lease
         self._on_events = on_events
+        self._content = content
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
         self._can_break = False
         self._ending = False
@@ -193,6 +199,8 @@ class Turn:
             if delta.text:
                 events.append(Token(next_id + len(events), delta.text))
                 self._chars += len(delta.text)
+                if self._content is not None:
+                    self._content.add(delta.text)
             self._finish_reason = delta.finish_reason or self._finish_reason
             self._usage = delta.usage or self._usage
         if events:
@@ -241,6 +249,8 @@ class Turn:
             log.info("turn ended", extra=fields)
         else:
             log.warning("turn failed", extra=fields | {"code": error.code, "detail": error.detail})
+        if self._content is not None:
+            self._content.log()
 
 
 def milliseconds(begin: float, end: float | None) -> float | None:

@@ -15,6 +15,7 @@ from gevent.event import Event as Flag
 
 from .access.allowance import Standing
 from .bell import Bell
+from .content import Content
 from .errors import (
     BadCursor,
     ConversationBusy,
@@ -149,7 +150,9 @@ class Turns:
             mirrored=self._mirror is not None and conversation_id is not None,
         )
         chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout)
-        turn = Turn(entry, Tail(entry.id, self._journal), chat, self._courier.wait_for_lease, self._note_events)
+        content = Content(entry.id, prompt) if self._settings.log_content else None
+        tail = Tail(entry.id, self._journal)
+        turn = Turn(entry, tail, chat, self._courier.wait_for_lease, self._note_events, content)
         self._running += 1
         self.idle.clear()
         found = None

@@ -1,4 +1,5 @@
-"""The gunicorn worker: a gevent worker that stays until its turns are told and its transcripts sent.
+"""The gunicorn worker: a gevent worker that stays until its turns are told and its transcripts sent, and waits for no
+client without end.
 
 TERM, HUP, max_requests   drain: followers who can come back are sent to another worker, turns go on to their end
 INT, QUIT                 quick: what runs ends with `interrupted`, said to its followers before the process goes
@@ -10,13 +11,25 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import gevent
+import orjson
+from gunicorn import util
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import (
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+)
 from gunicorn.workers.ggevent import GeventWorker
 
 from .access.keys import read_file
+from .errors import AddressTooLong, BadRequest, HeadersTooLarge
 from .settings import Settings, leave
 
 if TYPE_CHECKING:
@@ -26,6 +39,8 @@ log = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks at what is left
 LAST_WORDS = 3.0  # seconds at the end of the drain for followers to be told
+WRITE_TIMEOUT = 30.0  # seconds that one write to a client may take; a plain answer, of some MB at most, is one
+NOT_OURS = (InvalidResponseHeader, InvalidResponseHeaderName)  # gunicorn counts them with what clients send
 MAX_FILES = 65_536  # descriptors; where the system sets no limit at all
 
 
@@ -74,6 +89,31 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             self.alive = False
             gevent.spawn(self._quit)
 
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """A client that does not read its answer is given up; those that follow a stream are dropped before."""
+        sock.settimeout(WRITE_TIMEOUT)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        except TimeoutError:
+            log.info("client does not read its answer, dropped")
+            raise StopIteration from None  # ends the connection
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Refuses what is no HTTP, in our shape.
+
+        gunicorn's own page and log line repeat what came, which can be anything: the rest of a body whose length was
+        wrong is taken for a request.
+        """
+        if not isinstance(exc, ParseException) or isinstance(exc, NOT_OURS):
+            super().handle_error(req, client, addr, exc)
+            return
+        error = refusal_of(exc)
+        log.info(
+            "request refused", extra={"code": error.code, "detail": type(exc).__name__, "client": addr and addr[0]}
+        )
+        with suppress(OSError):
+            util.write_nonblock(client, as_response(error))
+
     def _drain(self) -> None:
         """Sends followers elsewhere; when the time is over, tells what is left that it ends here."""
         if self._quick:
@@ -103,6 +143,31 @@ class Log(Logger):  # type: ignore[misc]
     def access(self, *arguments: Any) -> None:
         if self.access_log.isEnabledFor(logging.INFO):
             super().access(*arguments)
+
+
+def refusal_of(error: ParseException) -> BadRequest:
+    if isinstance(error, LimitRequestLine):
+        return AddressTooLong()
+    if isinstance(error, LimitRequestHeaders):
+        return HeadersTooLarge()
+    return BadRequest("This is no request in HTTP/1.1 that this server reads.")
+
+
+def as_response(error: BadRequest) -> bytes:
+    """What `routes` would answer, for a request that never gets there."""
+    from .routes.browser import HEADERS  # noqa: PLC0415 - only after the worker has patched the standard library
+
+    body = orjson.dumps({"error": error.sentence, "code": error.code}) + b"\n"
+    headers = {
+        "Date": util.http_date(),
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        **HEADERS,
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def look_before_start(settings: Settings) -> None:

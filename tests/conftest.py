@@ -22,6 +22,7 @@ import pytest
 import requests
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 PATIENCE = 20.0  # seconds that a condition may take to come true
 
 
@@ -62,6 +63,8 @@ class Process:
             "TICKET_",
             "RATE_LIMIT",
             "MAX_",
+            "CORS_",
+            "ALLOWED_HOSTS",
         )
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(names)}
         self.process = subprocess.Popen(
@@ -353,6 +356,16 @@ class Result:
         self.statuses = [e["data"] for e in events if e.get("event") == "status"]
         self.error = next((e["data"] for e in events if "error" in e["data"]), None)
         self.done = events[-1]["data"]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - not for each test's start
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

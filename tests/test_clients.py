@@ -35,7 +35,7 @@ def test_a_client_that_resets_its_connection_is_noticed_as_well(start_relay, san
     sandbox.script(prompt, ["a", "b"], gate=True)
     body = json.dumps({"conversationId": "c-reset", "prompt": prompt}).encode()
     head = (
-        b"POST /stream-llm HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        b"POST /stream-llm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         % len(body)
     )
     address = urlsplit(relay.url)
@@ -87,12 +87,12 @@ def test_a_pipelined_request_is_no_hang_up(relay, sandbox, prompt):
     sandbox.script(prompt, ["a", "b", "c"], interval_ms=50)
     body = json.dumps({"conversationId": "c-pipe", "prompt": prompt}).encode()
     head = (
-        b"POST /stream-llm HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        b"POST /stream-llm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         % len(body)
     )
     address = urlsplit(relay.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as client:
-        client.sendall(head + body + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        client.sendall(head + body + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         received = b""
         while piece := client.recv(65536):
             received += piece
@@ -106,7 +106,7 @@ def test_a_client_that_leaves_with_bytes_unread_is_noticed_within_a_second(start
     sandbox.script(prompt, ["a", "b"], gate=True)
     body = json.dumps({"conversationId": "c-extra", "prompt": prompt}).encode()
     head = (
-        b"POST /stream-llm HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        b"POST /stream-llm HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         % len(body)
     )
     address = urlsplit(relay.url)

@@ -31,7 +31,7 @@ def connect_without_reading(relay, stream):
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect((address.hostname, address.port))
-    client.sendall(f"GET /streams/{stream} HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n".encode())
+    client.sendall(f"GET /streams/{stream} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
     return client
 
 
@@ -97,10 +97,34 @@ def body_of(received):
 def test_a_body_that_does_not_come_is_not_waited_for_without_end(relay, path):
     address = urlsplit(relay.url)
     with socket.create_connection((address.hostname, address.port), timeout=60) as client:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        )
         client.sendall(head.encode() + b"{")
         answer = b""
         while b"body_too_slow" not in answer and (piece := client.recv(65536)):
             answer += piece
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"body_too_slow" in answer
+
+
+def test_a_client_that_does_not_read_a_plain_answer_is_not_waited_for_without_end(start_relay, sandbox, prompt):
+    relay = start_relay(TRANSCRIPT="off", DISCONNECT_GRACE="-1")
+    sandbox.script(prompt, ["x" * 1000] * 999)
+    stream = relay.begin(prompt)
+    relay.follow(stream).finish()
+    (worker,) = relay.workers
+    files = open_files(worker)
+    with contextlib.ExitStack() as clients:
+        # Ten of them behind one another: more than the kernel takes off our hands.
+        asked = f"GET /streams/{stream} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n".encode() * 10
+        for _ in range(10):
+            client = clients.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            address = urlsplit(relay.url)
+            client.connect((address.hostname, address.port))
+            client.sendall(asked)
+        dropped = "client does not read its answer, dropped"
+        until(lambda: relay.process.output.count(dropped) == 10, "all are dropped", patience=60)
+        until(lambda: open_files(worker) <= files, "nothing of them is left")
+    assert "Traceback" not in relay.process.output

@@ -9,23 +9,14 @@ from urllib.parse import quote
 import pytest
 import requests
 import websocket
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from server.access.keys import make_key
 
 from .conftest import RelayServer, until
 from .proxy import Proxy
 
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 LOST = "Failed to load resource"  # what Chromium's console says of a connection that was cut or refused
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +355,7 @@ def test_a_conversation_of_any_name_is_found_again(open_page, relay, sandbox, pr
     ask(page, prompt)
     expect_state(page, "complete")
     page.reload()
-    assert page.input_value("#conversation-id") == f"{conversation}/ü & #1"
+    expect(page.locator("#conversation-id")).to_have_value(f"{conversation}/ü & #1")
     expect_text(page, "one ")
     expect_transcript(page, "agrees")
 

@@ -180,6 +180,23 @@ IMPOSSIBLE = [
     (WHOLE | {"STORE_URL": "memory://", "WEB_CONCURRENCY": "2"}, "WEB_CONCURRENCY=2"),
     (WHOLE | {"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY"),
     (WHOLE | {"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
+    (WHOLE | {"CORS_ORIGINS": "shop.example"}, "CORS_ORIGINS='shop.example' cannot be right"),
+    (WHOLE | {"CORS_ORIGINS": "https://shop.example/"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://shop.example/page"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://shop.example?"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://user@shop.example"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "null"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://*.shop.example"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://bücher.example"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://shop.example:99999"}, "CORS_ORIGINS"),
+    (WHOLE | {"CORS_ORIGINS": "https://shop.example *"}, "CORS_ORIGINS=* cannot be right: with ACCESS=open"),
+    (WHOLE | {"ALLOWED_HOSTS": "https://relay.example"}, "ALLOWED_HOSTS='https://relay.example' cannot be right"),
+    (WHOLE | {"ALLOWED_HOSTS": "relay.example:443"}, "ALLOWED_HOSTS"),
+    (WHOLE | {"ALLOWED_HOSTS": "*.relay.example"}, "ALLOWED_HOSTS"),
+    (WHOLE | {"ALLOWED_HOSTS": "::1"}, "ALLOWED_HOSTS"),
+    (WHOLE | {"ALLOWED_HOSTS": "[relay.example]"}, "ALLOWED_HOSTS"),
+    (WHOLE | {"ALLOWED_HOSTS": "."}, "ALLOWED_HOSTS"),
 ]
 
 
@@ -356,3 +373,41 @@ def test_the_listing_hides_keys(environment):
     listed = listing(environment(**WHOLE, ACCESS="keys", RELAY_API_KEYS=FRESH.entry, SECRET_KEY="s" * 32))
     assert FRESH.entry not in listed
     assert "s" * 32 not in listed
+
+
+def test_origins_are_taken_as_browsers_send_them(environment):
+    found = environment(**WHOLE, CORS_ORIGINS="https://Shop.example:443,  http://localhost:3000 capacitor://localhost")
+    assert found.cors_origins == ("https://shop.example", "http://localhost:3000", "capacitor://localhost")
+    assert "CORS_ORIGINS=https://shop.example,http://localhost:3000,capacitor://localhost\n" in listing(found)
+    assert environment(**WHOLE, CORS_ORIGINS="").cors_origins == ()
+
+
+def test_any_origin_is_let_in_only_where_something_is_asked_for(environment):
+    assert environment(**WHOLE, ACCESS="keys", RELAY_API_KEYS=FRESH.entry, CORS_ORIGINS="*").cors_origins == ("*",)
+
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+HOSTS = [
+    ({}, (*LOCAL, "127.0.0.1")),
+    ({"BIND": "127.8.0.1:8000"}, (*LOCAL, "127.8.0.1")),
+    ({"BIND": "[::1]:8000"}, (*LOCAL, "[::1]")),
+    ({"ALLOWED_HOSTS": "Relay.example, .shop.example"}, (*LOCAL, "127.0.0.1", "relay.example", ".shop.example")),
+    ({"ALLOWED_HOSTS": "*"}, None),
+    ({"BIND": "0.0.0.0:8000"}, None),
+    ({"BIND": "unix:/run/relay"}, None),
+    (
+        {"BIND": "0.0.0.0:8000", "ALLOWED_HOSTS": "relay.example,[2001:db8::1]"},
+        (*LOCAL, "relay.example", "[2001:db8::1]"),
+    ),
+    ({"BIND": "unix:/run/relay", "ALLOWED_HOSTS": "relay.example"}, (*LOCAL, "relay.example")),
+]
+
+
+@pytest.mark.parametrize(("values", "hosts"), HOSTS)
+def test_names_that_lead_here_are_those_of_loopback_where_only_loopback_leads_here(environment, values, hosts):
+    assert environment(**WHOLE, **values).hosts == hosts
+
+
+def test_a_log_with_prompts_and_answers_is_a_risk(environment):
+    assert "LOG_CONTENT=1" in environment(**WHOLE, LOG_CONTENT="1", LOG_LEVEL="DEBUG").risks[0]
+    assert environment(**WHOLE, LOG_CONTENT="1", LOG_LEVEL="INFO").risks == []

@@ -4,6 +4,7 @@ import logging
 import math
 
 from flask import Blueprint, Flask, Response, jsonify
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from ..errors import (
@@ -17,7 +18,7 @@ from ..errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from . import ops, page, streams
+from . import browser, ops, page, streams
 from .limits import headers
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,15 @@ BY_STATUS: dict[int, type[RelayError]] = {
 def register(app: Flask) -> None:
     """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs."""
     for module in (streams, ops, page):
-        register_refusals(module.routes)
         app.register_blueprint(module.routes)
 
 
-def register_refusals(scaffold: Flask | Blueprint) -> None:
+def complete(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
+    """Adds what all routes have in common: what is checked first, how they refuse. `shared` as for `browser.guard`."""
+    browser.guard(scaffold, shared=shared)
     scaffold.register_error_handler(RelayError, refuse)
     scaffold.register_error_handler(HTTPException, refuse_http)
+    scaffold.register_error_handler(ParseException, refuse_malformed)
     scaffold.register_error_handler(Exception, refuse_unexpected)
 
 
@@ -68,6 +71,16 @@ def refuse_http(error: HTTPException) -> Response:
     return response
 
 
+def refuse_malformed(error: ParseException) -> Response:
+    """A body that gunicorn reads, and finds to be none, only when a route asks for it."""
+    return refuse(BadRequest("The body is not in chunks that this server reads."))
+
+
 def refuse_unexpected(error: Exception) -> Response:
     log.error("request broke", exc_info=error)
     return refuse(InternalError())
+
+
+complete(streams.routes, shared=True)
+complete(ops.routes)
+complete(page.routes)

@@ -18,7 +18,6 @@ routes = Blueprint("page", __name__)
 def index() -> Response:
     response = send_from_directory(PAGE, "index.html")
     response.headers["Content-Security-Policy"] = policy(Relay.of(current_app).settings.sandbox_url)
-    response.headers["Referrer-Policy"] = "no-referrer"
     return response
 
 
@@ -43,8 +42,7 @@ def config() -> Response:
 
 
 @routes.after_request
-def harden(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
+def keep_fresh(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-cache"
     return response
 

@@ -1,0 +1,107 @@
+"""What holds of every answer because of browsers: which names lead here, who may read, what may be done with it.
+
+A browser sends what a page of any origin wants, from inside whatever network it is in. So a request must have a name of
+ours in `Host`: a stranger's name can be made to lead to 127.0.0.1 (DNS rebinding), and its pages would then count as
+ours. Pages of the origins in CORS_ORIGINS may ask and read; there are no cookies, so that no page asks in the name of
+someone who did not hand it a key. And nothing of ours is framed, guessed at or run.
+"""
+
+import re
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Flask, Response, current_app, request
+
+from ..errors import BadRequest, HostNotAllowed
+from ..relay import Relay
+
+# RFC 9110, 7.2, without what no one's server is called: a host, and maybe a port.
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(:[0-9]{0,5})?", re.IGNORECASE)
+MAX_AGE = 600  # seconds that a browser may go by a preflight, so long also for an origin that was taken away
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+    "Access-Control-Max-Age": str(MAX_AGE),
+}
+EXPOSED = "X-Stream-Id, Location, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # addresses carry tickets
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    # Neither keeps out who asks by CORS: the first is for what is embedded without it, the second for windows.
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def guard(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
+    """Checks the requests of a blueprint, or those of an app that no blueprint takes, and completes the answers.
+
+    `shared`: pages of the origins in CORS_ORIGINS may use these routes.
+    """
+
+    def is_another() -> bool:
+        return isinstance(scaffold, Flask) and request.blueprint is not None
+
+    @scaffold.before_request
+    def look() -> Response | None:
+        if is_another():
+            return None
+        check_host(Relay.of(current_app).settings.hosts)
+        # Before anything else: a preflight carries no key (Fetch standard, 4.8).
+        is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        return Response(status=204, headers=PREFLIGHT) if shared and is_preflight and allowed_origin() else None
+
+    @scaffold.after_request
+    def complete(response: Response) -> Response:
+        if is_another():
+            return response
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if shared:
+            share(response)
+        return response
+
+
+def check_host(names: tuple[str, ...] | None) -> None:
+    """Raises BadRequest without a Host that can be one, HostNotAllowed for another's."""
+    host = authority()
+    if host is None and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        return  # health checks; no browser leaves it away
+    found = HOST.fullmatch(host or "")
+    if found is None:
+        raise BadRequest("The header `Host` must hold the name that this server was asked by.")  # RFC 9112, 3.2
+    if names is not None and not any(is_called(found["name"].lower(), name) for name in names):
+        raise HostNotAllowed
+
+
+def authority() -> str | None:
+    """Whom the request is for: an absolute address counts more than Host (RFC 9112, 3.2.2)."""
+    target = str(request.environ.get("RAW_URI", ""))
+    if "://" in target and not target.startswith("/"):
+        return urlsplit(target).netloc
+    return request.headers.get("Host")
+
+
+def is_called(host: str, name: str) -> bool:
+    return host == name.removeprefix(".") or (name.startswith(".") and host.endswith(name))
+
+
+def allowed_origin() -> str | None:
+    """What `Access-Control-Allow-Origin` says to whoever asks; None: nothing."""
+    origins = Relay.of(current_app).settings.cors_origins
+    if "*" in origins:
+        return "*"
+    origin = request.headers.get("Origin")
+    return origin if origin in origins else None
+
+
+def share(response: Response) -> None:
+    """Lets a page of an allowed origin read the answer, refusals as well; never with credentials, there are none."""
+    if Relay.of(current_app).settings.cors_origins:
+        response.vary.add("Origin")  # for caches, whoever has asked
+    origin = allowed_origin()
+    if origin is not None:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = EXPOSED
