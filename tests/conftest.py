@@ -20,9 +20,13 @@ from pathlib import Path
 
 import pytest
 import requests
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0  # seconds that a condition may take to come true
+
+
+settings.register_profile("thorough", max_examples=1000)
 
 
 def until(condition, what="the condition", patience=PATIENCE):

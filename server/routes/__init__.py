@@ -16,7 +16,7 @@ from ..errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from . import ops, page, streams
+from . import openapi, ops, page, streams
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ BY_STATUS: dict[int, type[RelayError]] = {
 
 def register(app: Flask) -> None:
     """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs."""
-    for module in (streams, ops, page):
+    for module in (streams, openapi, ops, page):
         register_refusals(module.routes)
         app.register_blueprint(module.routes)
 
