@@ -29,6 +29,11 @@ PATIENCE = 20.0  # seconds that a condition may take to come true
 settings.register_profile("thorough", max_examples=1000)
 
 
+def pytest_addoption(parser):
+    seconds = 60 if os.environ.get("CI") else 5
+    parser.addoption("--fuzz-seconds", type=float, default=seconds, help="for all targets of test_fuzz.py together")
+
+
 def until(condition, what="the condition", patience=PATIENCE):
     """Waits until `condition()` is true and returns its value."""
     deadline = time.monotonic() + patience
