@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ...errors import BadCursor, BadRequest, Forbidden, InternalError, NotFound, StoreUnavailable
+from ...errors import BadCursor, BadRequest, Forbidden, NotFound, StoreUnavailable
 from ..streams import MAX_CURSOR_DIGITS, MAX_KEY
-from .refusals import ASKING, FINDING, GETTING_IN, refusal, refusals
+from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, refusal, refusals
 from .shapes import ID, STRING, Shape, ref
 
 JSON = "application/json"
@@ -60,7 +60,7 @@ def operation(name: str, does: str, security: list[Shape], responses: Shape, **m
         "summary": does,
         "security": security,
         **more,
-        "responses": responses | refusals(InternalError),
+        "responses": responses | refusals(*EVERYWHERE),
     }
 
 

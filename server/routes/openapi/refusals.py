@@ -6,6 +6,7 @@ from typing import Any
 from ... import errors
 from ...errors import RelayError
 
+EVERYWHERE = (errors.InternalError,)
 GETTING_IN = (errors.Unauthorized, errors.InvalidToken, errors.IssuerUnavailable)
 ASKING = (
     *GETTING_IN,
