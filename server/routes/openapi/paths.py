@@ -1,10 +1,11 @@
 """The routes: what each takes and answers. `refusals.py` has what they refuse."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import BadCursor, BadRequest, Forbidden, NotFound, StoreUnavailable
 from ..streams import MAX_CURSOR_DIGITS, MAX_KEY
-from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, refusal, refusals
+from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, Refusal, refusal, refusals
 from .shapes import ID, STRING, Shape, ref
 
 JSON = "application/json"
@@ -54,17 +55,20 @@ def content(kind: str, shape: Shape = STRING) -> Shape:
     return {"content": {kind: {"schema": shape}}}
 
 
-def operation(name: str, does: str, security: list[Shape], responses: Shape, **more: Any) -> Shape:
+def operation(
+    name: str, does: str, security: list[Shape], responses: Shape, refused: Sequence[Refusal] = (), **more: Any
+) -> Shape:
+    """`refused`: what this one refuses, beside what every one does."""
     return {
         "operationId": name,
         "summary": does,
         "security": security,
         **more,
-        "responses": responses | refusals(*EVERYWHERE),
+        "responses": responses | refusals(*EVERYWHERE, *refused),
     }
 
 
-def file(name: str, does: str, *kinds: str, refused: Shape) -> Shape:
+def file(name: str, does: str, *kinds: str, refused: Sequence[Refusal] = ()) -> Shape:
     """A file of the page; served as HTTP servers do (RFC 9110, 13 and 14)."""
     contents = {"content": {kind: {"schema": STRING} for kind in kinds}}
     responses = {
@@ -73,7 +77,7 @@ def file(name: str, does: str, *kinds: str, refused: Shape) -> Shape:
         "304": {"description": "You have it."},
         "416": refusal(416, [BadRequest]),
     }
-    return operation(name, does, NOBODY, responses | refused)
+    return operation(name, does, NOBODY, responses, refused)
 
 
 PATHS: dict[str, Shape] = {
@@ -82,7 +86,8 @@ PATHS: dict[str, Shape] = {
             "ask",
             "Asks, and answers with the stream of tokens",
             BEARER,
-            {"200": {"description": "The answer.", "headers": SSE_HEADERS, "content": SSE}} | refusals(*ASKING),
+            {"200": {"description": "The answer.", "headers": SSE_HEADERS, "content": SSE}},
+            ASKING,
             parameters=[IDEMPOTENCY_KEY],
             requestBody=QUESTION,
         )
@@ -99,8 +104,8 @@ PATHS: dict[str, Shape] = {
                     "links": LINKS,
                     **content(JSON, ref("Begun")),
                 }
-            }
-            | refusals(*ASKING),
+            },
+            ASKING,
             parameters=[IDEMPOTENCY_KEY],
             requestBody=QUESTION,
         )
@@ -117,15 +122,16 @@ PATHS: dict[str, Shape] = {
                     "content": SSE | {JSON: {"schema": ref("Stream")}},
                 },
                 "204": {"description": "It has ended, and nothing is behind the cursor. Stops an `EventSource`."},
-            }
-            | refusals(*FINDING, BadCursor),
+            },
+            (*FINDING, BadCursor),
             parameters=CURSORS,
         ),
         "delete": operation(
             "cancel",
             "Cancels, wherever the answer runs",
             BEARER_OR_TICKET,
-            {"204": {"description": "It will end soon, or has ended."}} | refusals(*FINDING),
+            {"204": {"description": "It will end soon, or has ended."}},
+            FINDING,
         ),
     },
     "/conversations/{conversation_id}/streams": {
@@ -134,8 +140,8 @@ PATHS: dict[str, Shape] = {
             "list",
             "Lists the newest of your streams of a conversation, oldest first",
             BEARER,
-            {"200": {"description": "At most 100 streams.", **content(JSON, ref("Streams"))}}
-            | refusals(*GETTING_IN, Forbidden, NotFound, StoreUnavailable),
+            {"200": {"description": "At most 100 streams.", **content(JSON, ref("Streams"))}},
+            (*GETTING_IN, Forbidden, NotFound, StoreUnavailable),
         ),
     },
     "/healthz": {
@@ -167,7 +173,7 @@ PATHS: dict[str, Shape] = {
             "openapi", "This document", NOBODY, {"200": {"description": "It.", **content(JSON, {"type": "object"})}}
         )
     },
-    "/": {"get": file("page", "The web page", "text/html", refused={})},
+    "/": {"get": file("page", "The web page", "text/html")},
     "/page/{name}": {
         "parameters": [{"name": "name", "in": "path", "required": True, "schema": STRING | {"minLength": 1}}],
         "get": file(
@@ -176,7 +182,7 @@ PATHS: dict[str, Shape] = {
             "text/javascript",
             "text/css",
             "image/svg+xml",
-            refused=refusals(NotFound),
+            refused=[NotFound],
         ),
     },
     "/page/config.json": {

@@ -6,9 +6,11 @@ from typing import Any
 from ... import errors
 from ...errors import RelayError
 
-EVERYWHERE = (errors.InternalError,)
-GETTING_IN = (errors.Unauthorized, errors.InvalidToken, errors.IssuerUnavailable)
-ASKING = (
+Refusal = type[RelayError]
+
+EVERYWHERE: tuple[Refusal, ...] = (errors.InternalError,)
+GETTING_IN: tuple[Refusal, ...] = (errors.Unauthorized, errors.InvalidToken, errors.IssuerUnavailable)
+ASKING: tuple[Refusal, ...] = (
     *GETTING_IN,
     errors.BadRequest,
     errors.InvalidJson,
@@ -23,10 +25,10 @@ ASKING = (
     errors.Draining,
     errors.StoreUnavailable,
 )
-FINDING = (*GETTING_IN, errors.NotFound, errors.StreamNotFound, errors.StoreUnavailable)
+FINDING: tuple[Refusal, ...] = (*GETTING_IN, errors.NotFound, errors.StreamNotFound, errors.StoreUnavailable)
 
 # What only a stream tells, once it has begun: as an event, and in the stream's JSON.
-IN_STREAM = (
+IN_STREAM: tuple[Refusal, ...] = (
     errors.InternalError,
     errors.Interrupted,
     errors.TurnTimedOut,
@@ -51,15 +53,15 @@ HEADERS: dict[int, dict[str, Any]] = {
 }
 
 
-def refusals(*kinds: type[RelayError]) -> dict[str, Any]:
+def refusals(*kinds: Refusal) -> dict[str, Any]:
     """The responses that these errors make, by status; those of one status are one response."""
-    by_status: dict[int, list[type[RelayError]]] = {}
+    by_status: dict[int, list[Refusal]] = {}
     for kind in sorted(kinds, key=lambda kind: (kind.status, kind.code)):
         by_status.setdefault(kind.status, []).append(kind)
     return {str(status): refusal(status, same) for status, same in by_status.items()}
 
 
-def refusal(status: int, kinds: Iterable[type[RelayError]]) -> dict[str, Any]:
+def refusal(status: int, kinds: Iterable[Refusal]) -> dict[str, Any]:
     codes = {kind.code: kind.sentence for kind in kinds}
     response = {
         "description": "\n".join(f"- `{code}`: {sentence}" for code, sentence in codes.items()),
