@@ -14,6 +14,7 @@ from server.routes.openapi import document
 from .conftest import RelayServer, Sandbox, until
 from .visitor import JSON, SSE, Visitor, path_of
 
+pytestmark = pytest.mark.timeout(1200)  # seconds; a thorough run takes minutes
 CASES = 4 * settings().max_examples  # of each operation that takes something
 TAKEN = ["2xx", 404, 422]  # 404: made up; 422: an Idempotency-Key that came before
 CONFIG = schemathesis.Config.from_dict(
