@@ -1,6 +1,6 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench lock clean
 PYTEST_ARGS ?= -n 4
 
 help:  ## list the commands
@@ -23,6 +23,15 @@ bench: .venv/.test  ## measure: the figures that the README claims
 	@.venv/bin/python -m bench.stores
 	@echo
 	@.venv/bin/python -m bench.transcript
+
+# For every Python and system that the server runs on, with the hashes of all files of a release.
+LOCK = .venv/bin/uv pip compile -q --no-config --universal --python-version 3.11 --generate-hashes \
+	--annotation-style line --custom-compile-command "make lock" $(LOCK_ARGS)
+
+lock: .venv/.test  ## pin what requirements*.in ask for; LOCK_ARGS=-U: all that these bring along anew
+	@$(LOCK) requirements-dev.in -o requirements-dev.txt
+	@$(LOCK) requirements.in -c requirements-dev.txt -o requirements.txt
+	@$(LOCK) sandbox/requirements.in -c requirements-dev.txt -o sandbox/requirements.txt
 
 clean:  ## remove what the other commands have made
 	rm -rf .venv var .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -41,29 +41,29 @@ class ChunkReader:
     def feed(self, data: bytes) -> list[Delta]:
         """Returns the deltas that `data` completes, in order.
 
-        Raises AnswerMalformed for a line that is no chunk, AnswerFailed or RateLimited for an error that the gateway
-        reports in mid-stream. Deltas of the same `data` in front of such a line are in the exception's `deltas`.
+        Raises Broken, with AnswerMalformed for a line that is no chunk, with AnswerFailed or RateLimited for an error
+        that the gateway reports in mid-stream, and with the deltas of the same `data` that stand in front of it.
         """
         if self.done:
             return []
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > MAX_LINE:
-            raise AnswerMalformed(detail=f"a line longer than {MAX_LINE} bytes")
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = b""
         deltas: list[Delta] = []
-        for line in lines:
-            try:
+        try:
+            for line in lines:
                 self._read(line, deltas)
-            except (AnswerMalformed, AnswerFailed, RateLimited) as error:
-                raise Broken(deltas, error) from None
-            if self.done:
-                self._rest = b""
-                break
+                if self.done:
+                    return deltas
+            check_length(rest)
+        except (AnswerMalformed, AnswerFailed, RateLimited) as error:
+            raise Broken(deltas, error) from None
+        self._rest = rest
         return deltas
 
     def end(self) -> list[Delta]:
         """The body has ended: returns what its last line, left without a line end, completes.
 
-        Raises AnswerCut when neither [DONE] nor a finish_reason was there.
+        Raises Broken as `feed`, and with AnswerCut when neither [DONE] nor a finish_reason was there.
         """
         deltas = [] if self.done else self.feed(b"\n")
         if not self.done and not self.finished:
@@ -72,6 +72,7 @@ class ChunkReader:
         return deltas
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
+        check_length(line)
         line = line.strip()
         if line.startswith(b"data:"):
             line = line[5:].lstrip()
@@ -135,6 +136,12 @@ class Broken(Exception):
         super().__init__(reason.code)
         self.deltas = deltas
         self.reason = reason
+
+
+def check_length(line: bytes) -> None:
+    """Raises AnswerMalformed for a line that is too long, whether its end is there or not: how it arrives is chance."""
+    if len(line) > MAX_LINE:
+        raise AnswerMalformed(detail=f"a line longer than {MAX_LINE} bytes")
 
 
 def parse_leniently(line: bytes) -> Any:

@@ -11,6 +11,8 @@ MAX_PROMPT_CHARS = 200_000  # in all messages together; more than any gateway's 
 MAX_MESSAGES = 500
 MAX_CONVERSATION_ID = 200  # characters
 MAX_MODEL = 200  # characters
+MAX_TEMPERATURE = 2
+MAX_TOKENS = 1_000_000
 ROLES = ("system", "user", "assistant")
 
 
@@ -107,16 +109,18 @@ def read_conversation_id(value: object) -> str | None:
 def read_temperature(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2:
-        raise BadRequest("`temperature` must be a number from 0 to 2.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TEMPERATURE:
+        raise BadRequest(f"`temperature` must be a number from 0 to {MAX_TEMPERATURE}.")
     return value
 
 
 def read_max_tokens(value: object) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
-        raise BadRequest("`max_tokens` must be a whole number from 1 to 1000000.")
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number: 5.0 is 5
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+        raise BadRequest(f"`max_tokens` must be a whole number from 1 to {MAX_TOKENS}.")
     return value
 
 

@@ -20,10 +20,19 @@ from pathlib import Path
 
 import pytest
 import requests
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 PATIENCE = 20.0  # seconds that a condition may take to come true
+
+
+settings.register_profile("thorough", max_examples=1000)
+
+
+def pytest_addoption(parser):
+    seconds = 60 if os.environ.get("CI") else 5
+    parser.addoption("--fuzz-seconds", type=float, default=seconds, help="for all targets of test_fuzz.py together")
 
 
 def until(condition, what="the condition", patience=PATIENCE):

@@ -174,9 +174,18 @@ def test_a_body_that_ends_in_the_middle_is_an_answer_cut():
 
 def test_a_line_without_end_is_not_held_for_ever():
     reader = ChunkReader()
-    with pytest.raises(AnswerMalformed):
+    with pytest.raises(Broken) as broken:
         for _ in range(MAX_LINE // 65536 + 2):
             reader.feed(b"x" * 65536)
+    assert type(broken.value.reason) is AnswerMalformed
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_breaks_the_answer_after_what_came_before_with_and_without_its_end(end):
+    with pytest.raises(Broken) as broken:
+        ChunkReader().feed(line(chunk("Hel")) + b": " + b"x" * MAX_LINE + end)
+    assert broken.value.deltas == [Delta("Hel")]
+    assert type(broken.value.reason) is AnswerMalformed
 
 
 @given(

@@ -28,6 +28,12 @@ def test_messages_are_taken_in_order_with_the_options():
     assert found == Prompt((Message("user", "a"), Message("assistant", "b"), Message("user", "c")), "c-1", 0, 5, "m")
 
 
+def test_a_whole_number_may_be_written_with_a_point():
+    found = read(prompt="Hello", max_tokens=5.0)
+    assert found.max_tokens == 5
+    assert isinstance(found.max_tokens, int)
+
+
 def test_fields_that_are_not_known_are_let_pass():
     assert read(prompt="Hello", somethingElse=1).messages
 

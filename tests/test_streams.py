@@ -6,6 +6,7 @@ Two workers are two gunicorns with one store: which of them answers is then the 
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -181,6 +182,16 @@ def test_the_state_tells_that_there_is_no_transcript(start_relay, sandbox, promp
     stream = relay.begin(prompt)
     relay.follow(stream).finish()
     assert relay.state(stream)["transcript"] is None
+
+
+@pytest.mark.parametrize("slashes", ["{}/b", "{}//b", "/{}", "//{}", "{}/"])
+def test_a_conversation_with_slashes_in_its_id_is_listed(relay, prompt, conversation, slashes):
+    plain = relay.begin(prompt, conversation)
+    slashed = relay.begin(prompt, slashes.format(conversation))
+    for conversation_id, stream_id in ((conversation, plain), (slashes.format(conversation), slashed)):
+        url = f"{relay.url}/conversations/{quote(conversation_id, safe='')}/streams"
+        answer = requests.get(url, timeout=10, allow_redirects=False)
+        assert [stream["id"] for stream in answer.json()["streams"]] == [stream_id]
 
 
 def test_the_streams_of_a_conversation_are_listed_oldest_first(pair, sandbox, prompt, conversation):

@@ -18,7 +18,7 @@ from ..errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from . import browser, ops, page, streams
+from . import browser, openapi, ops, page, streams
 from .limits import headers
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ BY_STATUS: dict[int, type[RelayError]] = {
 
 def register(app: Flask) -> None:
     """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs."""
-    for module in (streams, ops, page):
+    for module in (streams, openapi, ops, page):
         app.register_blueprint(module.routes)
 
 
@@ -82,5 +82,6 @@ def refuse_unexpected(error: Exception) -> Response:
 
 
 complete(streams.routes, shared=True)
+complete(openapi.routes, shared=True)
 complete(ops.routes)
 complete(page.routes)

@@ -7,6 +7,8 @@ from typing import Any
 
 import gevent
 from flask import Blueprint, Response, current_app, jsonify, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.routing import PathConverter
 
 from .. import sse
 from ..access.caller import Caller
@@ -33,6 +35,19 @@ routes = Blueprint("streams", __name__)
 BODY_TIMEOUT = 30.0  # seconds for a request's whole body
 MAX_KEY = 200  # characters of an Idempotency-Key
 MAX_CURSOR_DIGITS = 12
+
+
+class Anything(PathConverter):
+    """Text that may hold slashes; one may be its first character, which Werkzeug's own `path` does not take."""
+
+    regex = ".+?"
+    part_isolating = False
+
+
+@routes.record
+def know_converters(state: BlueprintSetupState) -> None:
+    """Before the routes below are added: Flask does it all in the order in which it stands here."""
+    state.app.url_map.converters["anything"] = Anything
 
 
 @routes.post("/stream-llm")
@@ -78,7 +93,7 @@ def cancel_stream(stream_id: str) -> Response:
     return Response(status=204)
 
 
-@routes.get("/conversations/<path:conversation_id>/streams")  # an id may hold a slash
+@routes.get("/conversations/<anything:conversation_id>/streams")
 def list_streams(conversation_id: str) -> Response:
     """The caller's newest streams of a conversation, oldest first."""
     relay = Relay.of(current_app)

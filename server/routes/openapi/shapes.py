@@ -1,0 +1,186 @@
+"""What goes in and comes out, as JSON Schema 2020-12."""
+
+from typing import Any
+
+from ...chunks import MAX_FINISH_REASON
+from ...prompt import (
+    MAX_CONVERSATION_ID,
+    MAX_MESSAGES,
+    MAX_MODEL,
+    MAX_PROMPT_CHARS,
+    MAX_TEMPERATURE,
+    MAX_TOKENS,
+    ROLES,
+)
+from .refusals import STREAM_CODES
+
+Shape = dict[str, Any]
+
+NOT_BLANK = r"[^\s\x1c-\x1f\x85]"  # as `str.strip` has it
+PRINTABLE = "printable"  # a format of our own: no control character, no space but U+0020
+
+NULL: Shape = {"type": "null"}
+NUMBER: Shape = {"type": "number"}
+STRING: Shape = {"type": "string"}
+
+
+def ref(name: str) -> Shape:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def thing(properties: dict[str, Shape], *optional: str, closed: bool = True) -> Shape:
+    """An object; what is not among the `optional` must be there, and nothing else may when it is `closed`."""
+    required = [name for name in properties if name not in optional]
+    shape = {"type": "object", "required": required, "properties": properties}
+    return shape | {"additionalProperties": False} if closed else shape
+
+
+def or_null(shape: Shape) -> Shape:
+    return {"anyOf": [shape, NULL]}
+
+
+def text(longest: int, what: str, format: str | None = None) -> Shape:
+    """A string that is not blank."""
+    shape = STRING | {"minLength": 1, "maxLength": longest, "pattern": NOT_BLANK, "description": what}
+    return shape if format is None else shape | {"format": format}
+
+
+def one_of(names: list[str], what: str) -> Shape:
+    return STRING | {"enum": names, "description": what}
+
+
+def event(name: str, data: Shape, what: str) -> Shape:
+    """A Server-Sent Event, as a browser tells it: `message` is one without a field `event`."""
+    content = STRING | {"contentMediaType": "application/json", "contentSchema": data}
+    return {"description": what, "properties": {"event": {"const": name}, "data": content}}
+
+
+ID = STRING | {"pattern": "^[A-Za-z0-9_-]{22}$"}
+ADDRESS = STRING | {
+    "format": "uri-reference",
+    "description": "where to follow, look at and cancel the stream; with a fresh ticket, where tickets are needed",
+}
+FINISH_REASON = {
+    "type": ["string", "null"],
+    "maxLength": MAX_FINISH_REASON,
+    "description": "the model's reason to end; null for an answer that did not get there",
+}
+USAGE = {"type": ["object", "null"], "description": "as the gateway counts"}
+ENDS = ["complete", "failed", "cancelled", "interrupted"]
+STATUS = one_of(["running", *ENDS], "how far the answer is")
+BEGAN = NUMBER | {"description": "seconds since 1970"}
+ENDED = {"type": ["number", "null"], "description": "seconds since 1970; null while it runs"}
+FAILURE = {
+    "error": STRING | {"description": "what happened and what to do, for people"},
+    "code": one_of(STREAM_CODES, "the same for programs"),
+}
+PROMPT = text(MAX_PROMPT_CHARS, "the question alone; or send `messages`")
+MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MAX_MESSAGES,
+    "items": ref("Message"),
+    "contains": {"properties": {"role": {"enum": [role for role in ROLES if role != "system"]}}},
+    "description": f"the whole conversation, {MAX_PROMPT_CHARS} characters at most; one at least is not the system's",
+}
+
+SHAPES: dict[str, Shape] = {
+    "Question": {
+        "type": "object",
+        "properties": {
+            "conversationId": or_null(
+                text(
+                    MAX_CONVERSATION_ID,
+                    "whose transcript gets the answer; needed, unless the server has a default",
+                    PRINTABLE,
+                )
+            ),
+            "prompt": or_null(PROMPT),
+            "messages": or_null(MESSAGES),
+            "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": MAX_TEMPERATURE},
+            "max_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOKENS},
+            "model": or_null(text(MAX_MODEL, "which of the gateway's models to ask", PRINTABLE)),
+        },
+        "oneOf": [
+            {"required": ["prompt"], "properties": {"prompt": STRING, "messages": NULL}},
+            {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": NULL}},
+        ],
+        "examples": [{"conversationId": "demo", "prompt": "Where is my parcel?"}],
+    },
+    "Message": thing(
+        {"role": one_of(list(ROLES), "who said it"), "content": text(MAX_PROMPT_CHARS, "what was said")}, closed=False
+    ),
+    "Begun": thing({"id": ID, "url": ADDRESS}),
+    "Stream": thing(
+        {
+            "id": ID,
+            "url": ADDRESS,
+            "conversationId": {"type": ["string", "null"]},
+            "status": STATUS,
+            "text": STRING | {"description": "the answer so far"},
+            "last_event_id": {"type": "integer", "minimum": 0},
+            "began": BEGAN,
+            "ended": ENDED,
+            "transcript": or_null(ref("Delivery")),
+            "finish_reason": FINISH_REASON,
+            "usage": USAGE,
+            **FAILURE,
+        },
+        "finish_reason",
+        "usage",
+        *FAILURE,
+    ),
+    "Delivery": thing(
+        {
+            "state": one_of(
+                ["pending", "parked", "delivered", "unknown"],
+                "unknown: the store is away; parked: set aside, for a reason",
+            ),
+            "cursor": {"type": "integer", "minimum": 0, "description": "the last event that has arrived"},
+            "reason": STRING,
+        },
+        "cursor",
+        "reason",
+    ),
+    "Streams": thing(
+        {
+            "streams": {
+                "type": "array",
+                "items": thing({"id": ID, "url": ADDRESS, "status": STATUS, "began": BEGAN, "ended": ENDED}),
+            }
+        }
+    ),
+    "Event": {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"id": STRING | {"pattern": "^[0-9]+$", "description": "for `Last-Event-ID`"}},
+        "oneOf": [
+            event("message", ref("Token"), "some text of the answer"),
+            event("message", ref("Failure"), "why it ends early; `done` follows"),
+            event("done", ref("Done"), "the last event, always"),
+            event("status", ref("Waiting"), "a new try waits; without an id"),
+            event("ticket", ref("Ticket"), "where to follow from now on; without an id"),
+        ],
+    },
+    "Token": thing({"token": STRING}),
+    "Failure": thing(FAILURE),
+    "Done": thing({"status": one_of(ENDS, "how it ended"), "finish_reason": FINISH_REASON, "usage": USAGE}, "usage"),
+    "Waiting": thing({"state": {"const": "retrying"}, "in": NUMBER | {"description": "seconds"}, "reason": STRING}),
+    "Ticket": thing({"url": ADDRESS}),
+    "Health": thing(
+        {
+            "status": one_of(["ok", "draining"], "draining: it stops, and takes no more"),
+            "worker": {"type": "integer", "description": "process id"},
+            "turns": {"type": "integer", "minimum": 0, "description": "answers that run in this worker"},
+            "links": {"type": "integer", "minimum": 0, "description": "conversations whose transcript it holds"},
+        }
+    ),
+    "PageConfig": thing(
+        {
+            "needs_key": {"type": "boolean"},
+            "conversation_id": {"type": ["string", "null"]},
+            "transcript": {"type": "boolean"},
+            "sandbox": {"type": ["string", "null"], "format": "uri"},
+        }
+    ),
+}
