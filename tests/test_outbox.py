@@ -811,7 +811,7 @@ class TestRedis:
     def test_nothing_stays_of_what_is_delivered_or_expired(self, server, journal):
         delivered, expired, parked = ended(journal), ended(journal, "expired"), ended(journal, "parked")
         journal.begin(entry("keyed", mirrored=True), "key")
-        keyed = journal.turns_of("keyed", 1)[0]
+        keyed = journal.turns_of("keyed", "alice", 1)[0]
         journal.append([batch(keyed, 1, 2, Done(3, "complete"))])
         journal.outbox.claim(["c", "parked", "empty", "keyed"])
         journal.outbox.confirm([whole(delivered), whole(keyed)])

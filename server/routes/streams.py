@@ -112,7 +112,7 @@ def list_streams(conversation_id: str) -> Response:
     return uncached(jsonify(streams=streams))
 
 
-@routes.delete("/conversations/<path:conversation_id>")
+@routes.delete("/conversations/<anything:conversation_id>")
 def erase_conversation(conversation_id: str) -> Response:
     """Cancels and forgets all that the caller began in a conversation."""
     relay = Relay.of(current_app)

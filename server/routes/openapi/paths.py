@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import BadCursor, BadRequest, Forbidden, NotFound, StoreUnavailable
+from ...errors import BadCursor, BadRequest, ConversationBusy, Forbidden, NotFound, StoreUnavailable
 from ..streams import MAX_CURSOR_DIGITS, MAX_KEY
-from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, Refusal, refusal, refusals
+from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, RATE, Refusal, refusal, refusals
 from .shapes import ID, STRING, Shape, ref
 
 JSON = "application/json"
@@ -86,7 +86,7 @@ PATHS: dict[str, Shape] = {
             "ask",
             "Asks, and answers with the stream of tokens",
             BEARER,
-            {"200": {"description": "The answer.", "headers": SSE_HEADERS, "content": SSE}},
+            {"200": {"description": "The answer.", "headers": SSE_HEADERS | RATE, "content": SSE}},
             ASKING,
             parameters=[IDEMPOTENCY_KEY],
             requestBody=QUESTION,
@@ -100,7 +100,7 @@ PATHS: dict[str, Shape] = {
             {
                 "201": {
                     "description": "The stream has begun, or had begun before with this Idempotency-Key.",
-                    "headers": {"Location": HEADER},
+                    "headers": {"Location": HEADER} | RATE,
                     "links": LINKS,
                     **content(JSON, ref("Begun")),
                 }
@@ -142,6 +142,16 @@ PATHS: dict[str, Shape] = {
             BEARER,
             {"200": {"description": "At most 100 streams.", **content(JSON, ref("Streams"))}},
             (*GETTING_IN, Forbidden, NotFound, StoreUnavailable),
+        ),
+    },
+    "/conversations/{conversation_id}": {
+        "parameters": [CONVERSATION_ID],
+        "delete": operation(
+            "erase",
+            "Cancels and forgets all that you began in a conversation",
+            BEARER,
+            {"204": {"description": "Nothing of it is left here."}},
+            (*GETTING_IN, Forbidden, NotFound, StoreUnavailable, ConversationBusy),
         ),
     },
     "/healthz": {

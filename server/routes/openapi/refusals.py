@@ -8,7 +8,12 @@ from ...errors import RelayError
 
 Refusal = type[RelayError]
 
-EVERYWHERE: tuple[Refusal, ...] = (errors.InternalError,)
+EVERYWHERE: tuple[Refusal, ...] = (
+    errors.InternalError,
+    errors.HostNotAllowed,
+    errors.AddressTooLong,
+    errors.HeadersTooLarge,
+)
 GETTING_IN: tuple[Refusal, ...] = (errors.Unauthorized, errors.InvalidToken, errors.IssuerUnavailable)
 ASKING: tuple[Refusal, ...] = (
     *GETTING_IN,
@@ -21,6 +26,8 @@ ASKING: tuple[Refusal, ...] = (
     errors.UnsupportedMediaType,
     errors.KeyUsedOtherwise,
     errors.Forbidden,
+    errors.TooManyRequests,
+    errors.TooManyTurnsOfCaller,
     errors.TooManyTurns,
     errors.Draining,
     errors.StoreUnavailable,
@@ -47,9 +54,19 @@ IN_STREAM: tuple[Refusal, ...] = (
 )
 STREAM_CODES = sorted(kind.code for kind in IN_STREAM)
 
+RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}}}
+RATE = {
+    f"RateLimit-{name}": {"description": f"{meaning}; absent without RATE_LIMIT", "schema": {"type": "integer"}}
+    for name, meaning in {
+        "Limit": "turns in its window",
+        "Remaining": "how many of them are left",
+        "Reset": "seconds until there is one more",
+    }.items()
+}
 HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
-    503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 0}}},
+    429: RETRY_AFTER | RATE,
+    503: RETRY_AFTER,
 }
 
 
