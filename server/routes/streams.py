@@ -44,10 +44,17 @@ class Anything(PathConverter):
     part_isolating = False
 
 
+class Conversation(Anything):
+    """A conversation itself: what ends with `/streams` is the list of its streams, and nothing to erase."""
+
+    regex = "(?!.*/streams$).+?"
+
+
 @routes.record
 def know_converters(state: BlueprintSetupState) -> None:
     """Before the routes below are added: Flask does it all in the order in which it stands here."""
     state.app.url_map.converters["anything"] = Anything
+    state.app.url_map.converters["conversation"] = Conversation
 
 
 @routes.post("/stream-llm")
@@ -112,7 +119,7 @@ def list_streams(conversation_id: str) -> Response:
     return uncached(jsonify(streams=streams))
 
 
-@routes.delete("/conversations/<anything:conversation_id>")
+@routes.delete("/conversations/<conversation:conversation_id>")
 def erase_conversation(conversation_id: str) -> Response:
     """Cancels and forgets all that the caller began in a conversation."""
     relay = Relay.of(current_app)
