@@ -224,7 +224,9 @@ class Turns:
     def events_of(self, entry: Entry) -> list[Event]:
         """All events up to now. Raises StoreUnavailable."""
         turn = self._turns.get(entry.id)
-        tail = Tail(entry.id, self._journal, entry.last_id) if turn is None else turn.tail
+        # A turn that another worker has ended may still have here what was never kept.
+        is_here = turn is not None and not (turn.ended and turn.tail.is_kept)
+        tail = turn.tail if turn is not None and is_here else Tail(entry.id, self._journal, entry.last_id)
         events: list[Event] = []
         while more := tail.after(events[-1].id if events else 0):
             events += more
