@@ -1,5 +1,6 @@
 """Each way in which the transcript's link can fail: the client notices nothing, and no text is missing."""
 
+import os
 import select
 import signal
 import socket
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -312,3 +314,34 @@ def test_what_is_not_http_is_no_answer(head):
 )
 def test_only_the_link_that_was_asked_for_is_accepted(status, changed, accepted):
     assert is_accepted(Answer(status, OPENED | changed), KEY) is accepted
+
+
+def test_parts_of_one_token_have_ids_of_their_own(start_relay, sandbox, prompt, conversation):
+    relay = start_relay(TRANSCRIPT_MESSAGE_ID="1", TRANSCRIPT_MAX_CHARS="1000")
+    sandbox.script(prompt, ["a", "x" * 2500, "b"])
+    stream = relay.ask(prompt, conversation).finish().id
+    until(lambda: sandbox.text_of(conversation) == f"a{'x' * 2500}b", "the transcript")
+    ids = [message["id"] for message in sandbox.conversation(conversation)["messages"]]
+    assert len(set(ids)) == len(ids), "a receiver that drops repeats drops none of these"
+    assert [f"{stream}:2-2.{part}" for part in (1, 2, 3)] == [name for name in ids if name.startswith(f"{stream}:2-")]
+
+
+def test_a_killed_worker_takes_back_what_lay_in_its_buffers(start_sandbox, start_relay, prompt, conversation):
+    """Its kernel would go on to send it, behind what the next link repeats."""
+    sandbox = start_sandbox()
+    relay = start_relay(GENESYS_BASE_URL=sandbox.url, DISCONNECT_GRACE="-1")
+    sandbox.fault("transcript", "mute", after=1)
+    sandbox.script(prompt, ["y" * 4000] * 200)
+    stream = relay.begin(prompt, conversation)
+    until(lambda: relay.state(stream)["status"] == "complete", "the answer")
+    (worker,) = relay.workers
+    until(lambda: unsent_bytes(sandbox.url) > 0, "text waits in the kernel")
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: unsent_bytes(sandbox.url) == 0, "the kernel has let go of it", patience=3)
+
+
+def unsent_bytes(url):
+    """What lies in send buffers towards this place (proc_net_tcp in the kernel's documentation)."""
+    there = f"0100007F:{urlsplit(url).port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[0], 16) for row in rows if row[2] == there)
