@@ -7,6 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from server.access.keys import make_key
 from server.routes.openapi import document
@@ -40,7 +41,6 @@ CONFIG = schemathesis.Config.from_dict(
         "output": {"sanitization": {"enabled": False}},
     }
 )
-schemathesis.openapi.format("printable", st.text(st.characters(exclude_categories=["C", "Z"])))
 schema = schemathesis.openapi.from_dict(document(), config=CONFIG)
 
 
@@ -94,5 +94,16 @@ def test_a_stream_that_is_there_is_answered_as_the_document_says(case, server, a
 
 def check(case, server):
     headers = {"Authorization": server.authorization}
-    answer = case.call_and_validate(base_url=server.relay.url, headers=headers, timeout=30)
+    answer = case.call_and_validate(
+        base_url=server.relay.url,
+        headers=headers,
+        timeout=30,
+        excluded_checks=[] if is_printable(case.body) else [positive_data_acceptance],
+    )
     assert answer.status_code < 500
+
+
+def is_printable(body):
+    """What JSON Schema has no words for, and the server demands of these two."""
+    fields = body if isinstance(body, dict) else {}
+    return all(str(fields.get(name)).isprintable() for name in ("conversationId", "model"))

@@ -17,7 +17,6 @@ from .refusals import STREAM_CODES
 Shape = dict[str, Any]
 
 NOT_BLANK = r"[^\s\x1c-\x1f\x85]"  # as `str.strip` has it
-PRINTABLE = "printable"  # a format of our own: no control character, no space but U+0020
 
 NULL: Shape = {"type": "null"}
 NUMBER: Shape = {"type": "number"}
@@ -39,10 +38,9 @@ def or_null(shape: Shape) -> Shape:
     return {"anyOf": [shape, NULL]}
 
 
-def text(longest: int, what: str, format: str | None = None) -> Shape:
+def text(longest: int, what: str) -> Shape:
     """A string that is not blank."""
-    shape = STRING | {"minLength": 1, "maxLength": longest, "pattern": NOT_BLANK, "description": what}
-    return shape if format is None else shape | {"format": format}
+    return STRING | {"minLength": 1, "maxLength": longest, "pattern": NOT_BLANK, "description": what}
 
 
 def one_of(names: list[str], what: str) -> Shape:
@@ -91,15 +89,14 @@ SHAPES: dict[str, Shape] = {
             "conversationId": or_null(
                 text(
                     MAX_CONVERSATION_ID,
-                    "whose transcript gets the answer; needed, unless the server has a default",
-                    PRINTABLE,
+                    "printable; whose transcript gets the answer. Needed, unless there is a default",
                 )
             ),
             "prompt": or_null(PROMPT),
             "messages": or_null(MESSAGES),
             "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": MAX_TEMPERATURE},
             "max_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOKENS},
-            "model": or_null(text(MAX_MODEL, "which of the gateway's models to ask", PRINTABLE)),
+            "model": or_null(text(MAX_MODEL, "printable; which of the gateway's models to ask")),
         },
         "oneOf": [
             {"required": ["prompt"], "properties": {"prompt": STRING, "messages": NULL}},
