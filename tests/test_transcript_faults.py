@@ -53,11 +53,11 @@ def incomplete(relay, conversation):
         ("refused_403", {"calls": 2}),
         ("refused_503", {"retry_after": 1}),
         ("closed_at_once", {"calls": 2}),
-        ("closed_after", {"after": 4}),
-        ("gone", {"after": 4, "calls": 3}),
+        ("closed_after", {"after": 1}),
+        ("gone", {"after": 1, "calls": 3}),
         ("no_pongs", {}),
-        ("mute", {"after": 4}),
-        ("huge_frame", {"after": 4}),
+        ("mute", {"after": 1}),
+        ("huge_frame", {"after": 1}),
     ],
 )
 def test_a_lost_link_is_opened_again_and_no_text_is_missing(relay, sandbox, prompt, conversation, fault, order):
@@ -138,7 +138,7 @@ def test_a_cookie_is_neither_kept_nor_a_reason_to_fail(relay, sandbox, prompt, c
 )
 def test_the_log_says_in_words_why_the_platform_closed(relay, sandbox, prompt, conversation, code, words):
     sandbox.script(prompt, TOKENS, interval_ms=10)
-    sandbox.fault("transcript", "closed_after", after=4, code=code)
+    sandbox.fault("transcript", "closed_after", after=1, code=code)
     relay.ask(prompt, conversation).finish()
     (lost, *_) = until(lambda: links_lost(relay, conversation), "the log line")
     assert lost["detail"] == words
