@@ -42,6 +42,11 @@ def links_lost(relay, conversation):
     return lines(relay, conversation, "link lost")
 
 
+def settle(relay, stream):
+    """Waits for the end of it: a link that is yet to come would meet the fault of the next test."""
+    until(lambda: relay.state(stream)["transcript"]["state"] == "delivered", "delivered", patience=40)
+
+
 def incomplete(relay, conversation):
     return lines(relay, conversation, "transcript incomplete")
 
@@ -69,7 +74,8 @@ def test_a_lost_link_is_opened_again_and_no_text_is_missing(relay, sandbox, prom
     # A dead link is noticed by the pong that does not come, after 20 s.
     (first, *_) = until(lambda: links_lost(relay, conversation), "the log line", patience=40)
     assert first["detail"]
-    until(lambda: holds_all_in_order(sandbox.conversation(conversation)["messages"], TOKENS), "the transcript")
+    settle(relay, result.id)
+    assert holds_all_in_order(sandbox.conversation(conversation)["messages"], TOKENS)
 
 
 def test_text_that_waits_behind_a_busy_link_leaves_as_one_message(relay, sandbox, prompt, conversation):
@@ -112,8 +118,9 @@ def test_a_platform_that_refuses_every_login_does_not_stop_the_answer(start_rela
 def test_what_the_platform_sends_is_bounded_in_size_and_time(relay, sandbox, prompt, conversation, fault, detail):
     sandbox.script(prompt, TOKENS, interval_ms=10)
     sandbox.fault("transcript", fault)
-    relay.ask(prompt, conversation).finish()
+    result = relay.ask(prompt, conversation).finish()
     (lost, *_) = until(lambda: links_lost(relay, conversation), "the log line")
+    settle(relay, result.id)
     assert lost["detail"] == detail
 
 
@@ -139,8 +146,9 @@ def test_a_cookie_is_neither_kept_nor_a_reason_to_fail(relay, sandbox, prompt, c
 def test_the_log_says_in_words_why_the_platform_closed(relay, sandbox, prompt, conversation, code, words):
     sandbox.script(prompt, TOKENS, interval_ms=10)
     sandbox.fault("transcript", "closed_after", after=1, code=code)
-    relay.ask(prompt, conversation).finish()
+    result = relay.ask(prompt, conversation).finish()
     (lost, *_) = until(lambda: links_lost(relay, conversation), "the log line")
+    settle(relay, result.id)
     assert lost["detail"] == words
 
 
