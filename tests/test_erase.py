@@ -347,6 +347,8 @@ def test_while_text_cannot_be_delivered_it_is_erased_and_never_sent(pair, sandbo
     stream = here.begin(prompt, conversation)
     until(lambda: here.get(path_of(stream)).json()["status"] == "complete", "the end")
     assert erase(there, conversation).status_code == 204
+    dropped = "no more of the turn is wanted"
+    until(lambda: any(dropped in line["message"] for relay in pair for line in relay.log), "its holder knows")
     sandbox.forget_faults()
     sandbox.script(f"{prompt} later", ["a later answer"])
     there.begin(f"{prompt} later", conversation)

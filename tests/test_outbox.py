@@ -821,7 +821,7 @@ class TestRedis:
         assert {delivery.turn_id for delivery in told} == {expired.id, parked.id}
         until(lambda: journal.find(keyed.id) is journal.find(delivered.id) is None, "the end of retention")
         for name in ("c", "expired", "parked", "keyed"):
-            assert journal.turns_of(name, 10) == []
+            assert journal.turns_of(name, "alice", 10) == []
         journal.close()
         assert server.client.dbsize() == 0
 

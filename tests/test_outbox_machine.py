@@ -134,7 +134,7 @@ class Outboxes(RuleBasedStateMachine):
         worker, holder = self.one(pick), self.holders.get(where)
         for _ in range(count):
             turn = Turn(entry(where, mirrored=mirrored), worker, undelivered=mirrored)
-            assert worker.journal.begin(turn.entry, None) == turn.entry
+            assert worker.journal.begin(turn.entry, None).entry == turn.entry
             self.turns.append(turn)
         for other in self.awake:
             heard = set(other.journal.news({}, 0).wishes)
