@@ -519,7 +519,10 @@ def test_a_worker_that_wakes_up_late_posts_nothing_more(start_relay, tmp_path, s
 
 def test_who_is_no_longer_sure_to_hold_a_conversation_posts_nothing(sandbox, conversation):
     settings = Settings(
-        genesys_base_url=sandbox.url, oauth_client_id="sandbox-client", oauth_client_secret="sandbox-secret"
+        access="open",
+        genesys_base_url=sandbox.url,
+        oauth_client_id="sandbox-client",
+        oauth_client_secret="sandbox-secret",
     )
     tail = Tail("turn", MemoryJournal("worker", 60, 60))
     tail.append([Token(1, "Hello."), Done(2, "complete")])
