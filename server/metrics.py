@@ -5,6 +5,7 @@ once they have patched the standard library.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,9 @@ RetryCause = Literal[
     "silent",  # no pong came
     "unexpected",
 ]
+
+# An Accept header without a version that prometheus_client would stumble over (Prometheus' content negotiation).
+READABLE = re.compile(r"(?:(?!version=)[ -~]|version=\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w.]))*", re.ASCII)
 
 registry = CollectorRegistry()
 if own_slot() is not None:
@@ -85,7 +89,7 @@ def flush() -> None:
 def exposition(accept: str) -> tuple[bytes, str]:
     """The metrics of all workers, in the format that a client which sends this Accept header reads; and its type."""
     flush()
-    encode, content_type = choose_encoder(accept)
+    encode, content_type = choose_encoder(accept if READABLE.fullmatch(accept) else "")
     shown = registry
     if VARIABLE in os.environ:
         shown = CollectorRegistry()

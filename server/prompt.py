@@ -10,6 +10,7 @@ from .errors import BadRequest, InvalidJson, PromptTooLong
 MAX_PROMPT_CHARS = 200_000  # in all messages together; more than any gateway's model reads
 MAX_MESSAGES = 500
 MAX_CONVERSATION_ID = 200  # characters
+LIST_OF_STREAMS = "/streams"  # behind a conversation's address
 MAX_MODEL = 200  # characters
 MAX_TEMPERATURE = 2
 MAX_TOKENS = 1_000_000
@@ -103,6 +104,8 @@ def read_conversation_id(value: object) -> str | None:
         return None
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_CONVERSATION_ID or not value.isprintable():
         raise BadRequest(f"`conversationId` must be a string of 1 to {MAX_CONVERSATION_ID} printable characters.")
+    if value.endswith(LIST_OF_STREAMS):  # it could be asked in, and never erased
+        raise BadRequest(f"`conversationId` must not end with `{LIST_OF_STREAMS}`: that is the list of its streams.")
     return value
 
 

@@ -29,7 +29,8 @@ SECRET_PATTERN = re.compile(
     re.IGNORECASE,
 )
 # What is a secret by its own looks: a relay's API key, a JSON Web Token.
-OBVIOUS_PATTERN = re.compile(r"\brelay_[\w-]{43}|\beyJ[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
+# Looked for where such a run of characters begins, and nowhere in it: else a long one takes the square of its length.
+OBVIOUS_PATTERN = re.compile(r"(?<![\w-])(?:relay_[\w-]{43}|eyJ[\w-]+\.[\w-]+\.[\w-]*)", re.ASCII)
 PASSWORD_PATTERN = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 NOISY = {"urllib3": logging.INFO, "websocket": logging.CRITICAL, "geventhttpclient": logging.INFO}

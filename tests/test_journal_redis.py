@@ -345,4 +345,6 @@ def test_what_another_hand_deleted_stops_nobody(server, store, ann, bob):
     assert list(bob.interrupt_orphans()) == [turn.id]
     assert server.client.smembers("{relay}:workers") == set()
     assert bob.turns_of("c", "alice", 10) == [bob.find(turn.id)]
-    assert server.client.zrange("{relay}:conversation:c", 0, -1) == [turn.id], "the list was cleaned as it was read"
+    assert server.client.zrange("{relay}:conversation:5:alice:c", 0, -1) == [turn.id], (
+        "the list was cleaned as it was read"
+    )

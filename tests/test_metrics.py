@@ -174,3 +174,21 @@ def test_without_gunicorn_the_process_shows_its_own():
     )
     environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=zz",
+        "application/openmetrics-text;version=1",
+        "text/plain;version=",
+        "text/plain;version=9.9.9.9a",
+        "application/openmetrics-text; version=1.0.0; escaping=none",
+        ",;,;=",
+        "x" * 5000,
+    ],
+)
+def test_whatever_a_client_accepts_it_gets_figures(relay, accept):
+    answer = requests.get(f"{relay.url}/metrics", headers={"Accept": accept}, timeout=10)
+    assert answer.status_code == 200
+    assert "relay_transcript_messages_total" in answer.text

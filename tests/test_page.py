@@ -726,7 +726,7 @@ def tell_deliveries(page, *deliveries):
 
 
 def expect_delivery(page, words):
-    expect(shown(page).locator(".answer-delivery")).to_have_text(words)
+    expect(shown(page).locator(".answer-delivery")).to_have_text(words, timeout=20_000)
 
 
 PENDING = {"state": "pending", "cursor": 0}

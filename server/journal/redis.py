@@ -4,7 +4,7 @@ What is kept where; one hash tag for all, so that a script may touch several key
 
     {relay}:turn:ID            hash: the entry; `worker`, who may write; `key`, the idempotency key's name here
     {relay}:events:ID          stream: one entry a batch with the id LAST-0, so that `(N-0` begins behind cursor N
-    {relay}:conversation:CID   sorted set: the conversation's turns by their beginning
+    {relay}:conversation:CALLER:CID   sorted set: a caller's turns of the conversation by their beginning
     {relay}:key:CALLER:KEY     the turn that began with this idempotency key
     {relay}:worker:W           there while the worker's lease holds
     {relay}:workers            set: workers that may have turns that run
@@ -143,15 +143,19 @@ return 0
 """)
 
 TURNS_OF = script("""
-local conversation, caller, limit = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local conversation, limit = KEYS[1], tonumber(ARGV[1])
 local entries, at = {}, 0
 repeat
   local ids = redis.call('ZREVRANGE', conversation, at, at + limit - #entries - 1)
   for _, id in ipairs(ids) do
     local turn = tag .. 'turn:' .. id
-    local by = redis.call('HGET', turn, 'caller')
-    if by then at = at + 1 else redis.call('ZREM', conversation, id) end
-    if by == caller then table.insert(entries, {id, redis.call('HGETALL', turn)}) end
+    local found = redis.call('HGETALL', turn)
+    if #found > 0 then
+      table.insert(entries, {id, found})
+      at = at + 1
+    else
+      redis.call('ZREM', conversation, id)
+    end
   end
 until #ids == 0 or #entries >= limit
 return entries
@@ -259,7 +263,7 @@ class RedisJournal:
 
     def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         self._undo()
-        place, conversation = place_of(entry.caller, key), conversation_of(entry.conversation_id)
+        place, conversation = place_of(entry.caller, key), conversation_of(entry.caller, entry.conversation_id)
         name = entry.conversation_id
         queue = f"{TAG}queue:{name}" if entry.mirrored and name is not None else f"{TAG}none"
         keys = [f"{TAG}turn:{entry.id}", self._running, f"{TAG}workers", place, conversation, queue]
@@ -301,7 +305,7 @@ class RedisJournal:
         return entry_of(turn_id, found) if found else None
 
     def turns_of(self, conversation_id: str, caller: str, limit: int) -> list[Entry]:
-        found = self._client.call(TURNS_OF, [conversation_of(conversation_id)], [caller, limit])
+        found = self._client.call(TURNS_OF, [conversation_of(caller, conversation_id)], [limit])
         return [entry_of(*entry) for entry in reversed(found)]
 
     def news(self, cursors: Mapping[str, int], timeout: float) -> News:
@@ -353,7 +357,7 @@ class RedisJournal:
         return 0  # Redis lets go of what has ended by itself
 
     def erase(self, conversation_id: str, caller: str) -> Collection[str]:
-        keys = [conversation_of(conversation_id), f"{TAG}queue:{conversation_id}", f"{TAG}outbox"]
+        keys = [conversation_of(caller, conversation_id), f"{TAG}queue:{conversation_id}", f"{TAG}outbox"]
         while True:
             erased, running = self._client.call(
                 ERASE, keys, [conversation_id, caller, ERASE_LIMIT, BELL_LENGTH, BELL_EXPIRY]
@@ -400,8 +404,11 @@ def place_of(caller: str, key: str | None) -> str:
     return f"{TAG}none" if key is None else f"{TAG}key:{len(caller)}:{caller}:{key}"
 
 
-def conversation_of(conversation_id: str | None) -> str:
-    return f"{TAG}none" if conversation_id is None else f"{TAG}conversation:{conversation_id}"
+def conversation_of(caller: str, conversation_id: str | None) -> str:
+    """Where the turns stand that a caller began in a conversation; the length, in bytes, keeps callers apart."""
+    if conversation_id is None:
+        return f"{TAG}none"
+    return f"{TAG}conversation:{len(caller.encode())}:{caller}:{conversation_id}"
 
 
 def fields_of(entry: Entry) -> dict[str, Any]:

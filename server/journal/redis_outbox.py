@@ -147,8 +147,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', outbox, '-inf', horizon, 'LIMIT'
   table.insert(rows, {id, found})
   local conversation = found[1]
   if conversation then
+    local caller = redis.call('HGET', tag .. 'turn:' .. id, 'caller')
     take_out(id, conversation, 0)
-    redis.call('ZREM', tag .. 'conversation:' .. conversation, id)
+    redis.call('ZREM', tag .. 'conversation:' .. #caller .. ':' .. caller .. ':' .. conversation, id)
   else
     redis.call('ZREM', outbox, id)
   end

@@ -58,6 +58,8 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     """
     DROP INDEX turns_running;
     CREATE INDEX turns_running ON turns (caller, worker) WHERE status = 'running';
+    DROP INDEX turns_by_conversation;
+    CREATE INDEX turns_by_conversation ON turns (conversation, caller, began) WHERE conversation IS NOT NULL;
     CREATE TABLE beginnings (
         caller TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (caller, number)
     ) WITHOUT ROWID;
