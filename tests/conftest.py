@@ -488,3 +488,35 @@ def prompt():
 @pytest.fixture
 def conversation():
     return f"c-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="module")
+def redis_server():
+    """For the journals of one file of tests."""
+    from .stores import RedisServer  # noqa: PLC0415 - that module needs this one
+
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request):
+    """What the workers of one test share, for each engine."""
+    from .stores import make_store  # noqa: PLC0415
+
+    store = make_store(request.param, request)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def ann(store):
+    """A worker's journal."""
+    return store.worker("ann")
+
+
+@pytest.fixture
+def bob(store):
+    """The journal of another worker with the same store."""
+    return store.worker("bob")

@@ -188,6 +188,16 @@ class RedisStore(Store):
         time.sleep(seconds)
 
 
+def make_store(engine, request):
+    """A store of this engine, for a test that closes it."""
+    match engine:
+        case "memory":
+            return MemoryStore()
+        case "sqlite":
+            return SqliteStore()
+    return RedisStore(request.getfixturevalue("redis_server"))
+
+
 class Waiting(threading.Thread):
     """A call in a thread, with the result in `get`, as a greenlet has it."""
 

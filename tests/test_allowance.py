@@ -10,43 +10,10 @@ from server.access.allowance import UNLIMITED, Beginnings, Rate, Standing, read_
 from server.errors import TooManyRequests, TooManyTurnsOfCaller
 from server.sse import Done
 
-from .stores import RETAIN, MemoryStore, RedisServer, RedisStore, SqliteStore, batch, entry
+from .stores import RETAIN, MemoryStore, RedisStore, SqliteStore, batch, entry, make_store
 
 DAY = 86_400.0  # seconds
 SLACK = 0.2  # seconds of a test that Redis' own clock may take beside the one that the test lets pass
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    server = RedisServer()
-    yield server
-    server.remove()
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def store(request):
-    store = make_store(request.param, request)
-    yield store
-    store.close()
-
-
-def make_store(engine, request):
-    match engine:
-        case "memory":
-            return MemoryStore()
-        case "sqlite":
-            return SqliteStore()
-    return RedisStore(request.getfixturevalue("redis_server"))
-
-
-@pytest.fixture
-def ann(store):
-    return store.worker("ann")
-
-
-@pytest.fixture
-def bob(store):
-    return store.worker("bob")
 
 
 def is_let_through(journal, allowance, **fields):

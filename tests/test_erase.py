@@ -16,40 +16,11 @@ from server.sse import Done, Token
 
 from .conftest import until
 from .provider import Provider
-from .stores import RETAIN, MemoryStore, RedisServer, RedisStore, SqliteStore, batch, entry
+from .stores import RETAIN, RedisStore, SqliteStore, batch, entry
 from .visitor import SSE, Visitor, path_of
 
 ANN, BOB = make_key("ann"), make_key("bob")
 MANY = PURGE_LIMIT + 20  # turns, more than one step of any engine erases
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    server = RedisServer()
-    yield server
-    server.remove()
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def store(request):
-    if request.param == "memory":
-        store = MemoryStore()
-    elif request.param == "sqlite":
-        store = SqliteStore()
-    else:
-        store = RedisStore(request.getfixturevalue("redis_server"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def ann(store):
-    return store.worker("ann")
-
-
-@pytest.fixture
-def bob(store):
-    return store.worker("bob")
 
 
 def begun(journal, key=None, **fields):

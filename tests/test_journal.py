@@ -10,40 +10,9 @@ from server.journal.sqlite import SqliteJournal
 from server.sse import Done, Failure, Token
 
 from .conftest import until
-from .stores import RETAIN, MemoryStore, RedisServer, RedisStore, SqliteStore, batch, entry, tokens
+from .stores import RETAIN, batch, entry, tokens
 
 SOON = 5.0  # seconds within which what waits must have come; far above what it takes
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    server = RedisServer()
-    yield server
-    server.remove()
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def store(request):
-    if request.param == "memory":
-        store = MemoryStore()
-    elif request.param == "sqlite":
-        store = SqliteStore()
-    else:
-        store = RedisStore(request.getfixturevalue("redis_server"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def ann(store):
-    """A worker's journal."""
-    return store.worker("ann")
-
-
-@pytest.fixture
-def bob(store):
-    """The journal of another worker with the same store."""
-    return store.worker("bob")
 
 
 def begun(journal, **fields):

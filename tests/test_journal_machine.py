@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from server.journal import LEASE, RUNNING, Batch, closing
 from server.sse import Done, Failure, Token
 
-from .stores import RETAIN, MemoryStore, RedisServer, RedisStore, SqliteStore, entry
+from .stores import RETAIN, MemoryStore, RedisStore, SqliteStore, entry
 
 WORKERS = 3
 
@@ -284,13 +284,6 @@ class Journals(RuleBasedStateMachine):
             self.followers_see_each_event_once()
         finally:
             self.store.close()
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    server = RedisServer()
-    yield server
-    server.remove()
 
 
 @pytest.mark.parametrize(("engine", "examples"), [("memory", 100), ("sqlite", 100), ("redis", 100)])

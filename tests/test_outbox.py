@@ -15,38 +15,7 @@ from server.journal.sqlite_file import SCHEMA, prepare
 from server.sse import Done
 
 from .conftest import until
-from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisServer, RedisStore, SqliteStore, batch, entry, tokens
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    server = RedisServer()
-    yield server
-    server.remove()
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def store(request):
-    if request.param == "memory":
-        store = MemoryStore()
-    elif request.param == "sqlite":
-        store = SqliteStore()
-    else:
-        store = RedisStore(request.getfixturevalue("redis_server"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def ann(store):
-    """A worker's journal."""
-    return store.worker("ann")
-
-
-@pytest.fixture
-def bob(store):
-    """The journal of another worker with the same store."""
-    return store.worker("bob")
+from .stores import RETAIN, RETAIN_UNDELIVERED, RedisStore, batch, entry, tokens
 
 
 @pytest.fixture

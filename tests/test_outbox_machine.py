@@ -23,7 +23,7 @@ from server.journal import LEASE, Batch, closing, memory_outbox, redis_outbox, s
 from server.journal.outbox import Delivery, Parcel, Receipt
 from server.sse import Done, Token
 
-from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisServer, RedisStore, SqliteStore, entry
+from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisStore, SqliteStore, entry
 
 WORKERS = 3
 CONVERSATIONS = "ab"
@@ -433,13 +433,6 @@ class Outboxes(RuleBasedStateMachine):
             self.the_store_tells_the_truth()
         finally:
             self.store.close()
-
-
-@pytest.fixture(scope="module")
-def redis_server():
-    server = RedisServer()
-    yield server
-    server.remove()
 
 
 @pytest.mark.parametrize(("engine", "examples"), [("memory", 200), ("sqlite", 70), ("redis", 70)])
