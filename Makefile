@@ -34,13 +34,14 @@ lock: .venv/.test  ## pin what requirements*.in ask for; LOCK_ARGS=-U: all that 
 	@$(LOCK) sandbox/requirements.in -c requirements-dev.txt -o sandbox/requirements.txt
 
 clean:  ## remove what the other commands have made
-	rm -rf .venv var .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv var tests/npm/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 .venv/.run: requirements.txt sandbox/requirements.txt
 	@.ci/setup requirements.txt
 	@.ci/setup sandbox/requirements.txt
 	@touch $@
 
-.venv/.test: requirements-dev.txt requirements.txt sandbox/requirements.txt
-	@.ci/setup requirements-dev.txt chromium=chromium redis-server=redis-server nginx=nginx-light
+.venv/.test: requirements-dev.txt requirements.txt sandbox/requirements.txt tests/npm/package-lock.json
+	@.ci/setup requirements-dev.txt chromium=chromium redis-server=redis-server nginx=nginx-light curl=curl npm=npm
+	@npm ci --prefix tests/npm --silent --no-audit --no-fund
 	@touch $@ .venv/.run

@@ -56,7 +56,7 @@ class Relay:
         app.extensions["relay"] = self
         register(app)
 
-    def ask(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:
+    def begin(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:
         """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden."""
         caller.check(conversation_id)
         return self.turns.start(prompt, conversation_id, caller.name, key)

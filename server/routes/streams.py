@@ -151,7 +151,7 @@ def ask(relay: Relay) -> Entry:
     caller = identify(relay)
     body = read_body(relay)
     prompt, conversation_id = read_question(relay, body)
-    started = relay.ask(prompt, conversation_id, caller, read_key(body))
+    started = relay.begin(prompt, conversation_id, caller, read_key(body))
     tell(started.standing)
     return started.entry
 
