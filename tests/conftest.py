@@ -213,7 +213,8 @@ class RelayServer:
             "ACCESS": "open",
             "RATE_LIMIT": "off",
         }
-        self.process = Process(command, defaults | settings, r"Listening at: (http://[^\s\"]+)", self.folder.name)
+        self.settings = defaults | settings
+        self.process = Process(command, self.settings, r"Listening at: (http://[^\s\"]+)", self.folder.name)
         self.url = self.process.url
         try:
             until(self._answers, "GET /healthz")
