@@ -114,6 +114,7 @@ class Python(Client):
 
     def __init__(self):
         self.events = []
+        self._relay = None
         self._answer = None
         self._stopping = False
 
@@ -128,7 +129,8 @@ class Python(Client):
             self.events.append({"type": "thrown", "name": "RelayError", "code": error.code})
 
     def _read(self, base, options, question=None, url=None):
-        with Relay(base, **options) as relay, opened(relay, question, url) as answer:
+        self._relay = Relay(base, **options)  # closed later: another thread may still be cancelling
+        with opened(self._relay, question, url) as answer:
             self._answer = answer
             for event in answer:
                 self.events.append(plain(event))
@@ -142,11 +144,13 @@ class Python(Client):
         self._answer.cancel()
 
     def close(self):
-        pass
+        if self._relay is not None:
+            self._relay.close()
 
 
 class Asyncio(Python):
     name = "asyncio"
+    _cancelling = None
 
     def _read(self, **what):
         self._loop = asyncio.new_event_loop()
@@ -160,12 +164,17 @@ class Asyncio(Python):
             self._answer = answer
             async for event in answer:
                 self.events.append(plain(event))
+            if self._cancelling is not None:
+                await self._cancelling
 
     def abort(self):
         self._loop.call_soon_threadsafe(self._task.cancel)
 
     def cancel(self):
-        asyncio.run_coroutine_threadsafe(self._answer.cancel(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self):
+        self._cancelling = self._loop.create_task(self._answer.cancel())
 
 
 def opened(relay, question, url):

@@ -46,12 +46,16 @@ class AsyncRelay:
         return AsyncAnswer(self, Course(place=stream, after=after, tries=self._tries))
 
     async def cancel(self, stream: str) -> None:
-        """Ends the answer itself. Raises RelayError."""
-        try:
-            address = self._calls.address(stream)
-            check(await self._http.delete(address, headers=self._calls.headers(address), timeout=TIMEOUT))
-        except BROKEN as error:
-            raise failure(error) from None
+        """Ends the answer itself, however often that has to be said. Raises RelayError."""
+        address = self._calls.address(stream)
+        course = Course(place=stream, tries=self._tries)
+        while True:
+            try:
+                check(await self._http.delete(address, headers=self._calls.headers(address), timeout=TIMEOUT))
+                return
+            except (RelayError, *BROKEN) as broken:
+                error = failure(broken)
+            await asyncio.sleep(course.lose(error).seconds)
 
     async def _begin(self, course: Course) -> Any:
         address = self._calls.streams

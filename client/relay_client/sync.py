@@ -45,12 +45,16 @@ class Relay:
         return Answer(self, Course(place=stream, after=after, tries=self._tries))
 
     def cancel(self, stream: str) -> None:
-        """Ends the answer itself. Raises RelayError."""
-        try:
-            address = self._calls.address(stream)
-            check(self._http.delete(address, headers=self._calls.headers(address), timeout=TIMEOUT))
-        except BROKEN as error:
-            raise failure(error) from None
+        """Ends the answer itself, however often that has to be said. Raises RelayError."""
+        address = self._calls.address(stream)
+        course = Course(place=stream, tries=self._tries)
+        while True:
+            try:
+                check(self._http.delete(address, headers=self._calls.headers(address), timeout=TIMEOUT))
+                return
+            except (RelayError, *BROKEN) as broken:
+                error = failure(broken)
+            time.sleep(course.lose(error).seconds)
 
     def _begin(self, course: Course) -> Any:
         address = self._calls.streams

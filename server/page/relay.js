@@ -40,7 +40,7 @@ export class Relay {
     if (!response) throw new RelayError("The server cannot be reached.");
     if (response.ok) return response;
     const { error, code } = (await response.json().catch(() => null)) ?? {}; // null: a proxy's own page
-    const sentence = error ?? `The server answered with status ${response.status}.`;
+    const sentence = error ?? `The server answered ${response.status}.`;
     throw new RelayError(sentence, code ?? "refused", response.status, +response.headers.get("Retry-After") || 0);
   }
 
