@@ -112,7 +112,7 @@ class Python(Client):
 
     name = "Python"
 
-    def __init__(self):
+    def __init__(self, _folder):
         self.events = []
         self._relay = None
         self._answer = None

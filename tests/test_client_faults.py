@@ -39,7 +39,7 @@ def make_clients(browser, tmp_path):
     made = []
 
     def make(page_url):
-        made.extend([Chromium(browser, page_url), Node(tmp_path), Python(), Asyncio()])
+        made.extend([Chromium(browser, page_url), Node(tmp_path), Python(tmp_path), Asyncio(tmp_path)])
         return made
 
     yield make
@@ -182,7 +182,7 @@ def test_a_refusal_for_good_is_told_at_once(make_clients, relay):
         assert not client.of("lost"), client.name
 
 
-def test_a_ticket_is_renewed_while_it_is_good_and_a_key_goes_nowhere_else(make_clients, start_relay, sandbox, prompt):
+def test_a_ticket_is_renewed_while_it_is_good(make_clients, start_relay, sandbox, prompt):
     ann = make_key("ann")
     relay = start_relay(
         ACCESS="keys",

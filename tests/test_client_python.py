@@ -182,13 +182,17 @@ BREAKS = b'retry: 20\n\nid: 3\ndata: {"token":"c"}\n\nid: 7\n\nid: 8\ndata: {"to
 REST = b': ping\n\nid: 8\ndata: {"token":"d"}\n\nid: 9\nevent: done\ndata: {"status":"complete"}\n\n'
 
 
-@pytest.mark.parametrize("name", ["Node", "Python", "asyncio"])
-def test_over_the_wire_an_id_alone_moves_the_cursor_and_a_retry_alone_sets_the_pause(tmp_path, name):
-    client = {"Node": lambda: Node(tmp_path), "Python": Python, "asyncio": Asyncio}[name]()
+@pytest.fixture(params=[Node, Python, Asyncio], ids=["Node", "Python", "asyncio"])
+def client(request, tmp_path):
+    client = request.param(tmp_path)
+    yield client
+    client.close()
+
+
+def test_over_the_wire_an_id_alone_moves_the_cursor_and_a_retry_alone_sets_the_pause(client):
     with ScriptServer(BREAKS, (503, {"Retry-After": "0"}), REST) as server:
         client.start(base=f"{server.url}/", options={"key": "secret"}, url="/streams/x")
         assert client.until_end() == {"type": "end"}
-    client.close()
     assert [asked["Last-Event-ID"] for asked in server.asked] == ["0", "7", "7"]
     assert {asked["Authorization"] for asked in server.asked} == {"Bearer secret"}
     assert [(event["id"], event["token"]) for event in client.of("token")] == [(3, "c"), (8, "d")]
@@ -197,12 +201,16 @@ def test_over_the_wire_an_id_alone_moves_the_cursor_and_a_retry_alone_sets_the_p
     )
 
 
-@pytest.mark.parametrize("name", ["Node", "Python", "asyncio"])
-def test_the_clients_give_up_after_so_many_tries_and_keep_the_question_the_same(tmp_path, name):
-    client = {"Node": lambda: Node(tmp_path), "Python": Python, "asyncio": Asyncio}[name]()
+def test_the_clients_give_up_after_so_many_tries_and_keep_the_question_the_same(client):
     with ScriptServer((503, {}), (503, {}), (503, {})) as server:
         client.start(base=f"{server.url}/", options={"tries": 2}, question={"prompt": "Hello", "conversationId": "c"})
         assert client.until_end() == {"type": "thrown", "name": "RelayError", "code": "refused"}
-    client.close()
     first, second = (asked["Idempotency-Key"] for asked in server.asked)
     assert first == second
+
+
+def test_a_key_goes_to_no_other_origin(client):
+    with ScriptServer(REST) as server:
+        client.start(base="https://relay.example/", options={"key": "secret"}, url=f"{server.url}/streams/x")
+        assert client.until_end() == {"type": "end"}
+    assert "Authorization" not in server.asked[0]

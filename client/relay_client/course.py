@@ -14,7 +14,7 @@ from .sse import Block
 
 TRIES = 10  # in a row that may bring nothing
 FIRST_BOUND = 0.5  # seconds of jitter; doubled with each try
-LAST_BOUND = 30.0  # seconds of jitter
+LAST_BOUND = 30.0  # seconds of jitter, and of what `retry:` may ask for
 RECONNECT = 1.0  # seconds, as long as no `retry:` has come
 
 
@@ -66,7 +66,7 @@ class Course:
     def take(self, block: Block) -> Event | None:
         """What a block is to the caller; None for what is the course's own, and for what came before."""
         if block.retry is not None:
-            self._reconnect = block.retry / 1000
+            self._reconnect = min(LAST_BOUND, block.retry / 1000)
         id_ = int(block.id) if block.id and block.id.isascii() and block.id.isdigit() else None
         is_old = id_ is not None and id_ <= self.after
         if id_ is not None and not is_old:

@@ -4,7 +4,8 @@ import codecs
 import re
 from typing import NamedTuple
 
-MAX_BLOCK = 4 * 1024 * 1024  # characters that a block may have; the relay's own are far shorter
+MAX_BLOCK = 1024 * 1024  # characters that a block may have; the relay's own are far shorter
+MAX_DIGITS = 10  # of a pause
 LINE_END = re.compile(r"\r\n|\n|\r(?!\Z)")  # a CR at the very end may be half of a CR LF
 
 
@@ -23,30 +24,29 @@ class Decoder:
     def __init__(self) -> None:
         self._text = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
         self._rest = ""
-        self._fields: dict[str, str] = {}
+        self._fields: dict[str, list[str]] = {}
+        self._length = 0  # characters in the fields
 
     def feed(self, data: bytes) -> list[Block]:
         """The blocks that are whole now. Raises ValueError on one that does not end."""
         *lines, self._rest = LINE_END.split(self._rest + self._text.decode(data))
         blocks = [block for line in lines if (block := self._take(line)) is not None]
-        if len(self._rest) + sum(map(len, self._fields.values())) > MAX_BLOCK:
+        if len(self._rest) + self._length > MAX_BLOCK:
             raise ValueError(f"a block of the event stream is longer than {MAX_BLOCK} characters")
         return blocks
 
     def _take(self, line: str) -> Block | None:
         if line:
             name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if name == "data" and "data" in self._fields:
-                value = f"{self._fields['data']}\n{value}"
             if name in Block._fields:
-                self._fields[name] = value
+                self._fields.setdefault(name, []).append(value.removeprefix(" "))
+                self._length += len(line)
             return None
-        fields, self._fields = self._fields, {}
-        retry = fields.get("retry", "")
+        fields, self._fields, self._length = self._fields, {}, 0
+        retry = fields.get("retry", [""])[-1]
         return Block(
-            event=fields.get("event") or "message",
-            data=fields.get("data"),
-            id=fields.get("id"),
-            retry=int(retry) if retry.isascii() and retry.isdigit() and len(retry) < 10 else None,
+            event=fields.get("event", [""])[-1] or "message",
+            data="\n".join(fields["data"]) if "data" in fields else None,
+            id=fields["id"][-1] if "id" in fields else None,
+            retry=int(retry) if retry.isascii() and retry.isdigit() and len(retry) < MAX_DIGITS else None,
         )
