@@ -94,15 +94,17 @@ def test_a_question_whose_receipt_is_lost_is_asked_once(make_clients, proxy, san
     expect_whole(clients, sandbox, ["a", "b"])
 
 
-def test_a_question_waits_for_a_server_that_is_away(make_clients, relay, start_relay, sandbox, prompt):
+def test_a_question_waits_for_a_server_that_is_away(make_clients, start_relay, sandbox, prompt):
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    clients = make_clients(relay.url)[1:]  # a browser cannot ask one that is away: its page comes from another origin
-    ask(clients, f"http://127.0.0.1:{port}", sandbox, prompt, ["a", "b"])
+        bind = f"127.0.0.1:{probe.getsockname()[1]}"
+    relay = start_relay(BIND=bind)
+    clients = make_clients(relay.url)
+    relay.stop()
+    ask(clients, relay.url, sandbox, prompt, ["a", "b"])
     for client in clients:
         until(lambda client=client: client.of("lost"), f"{client.name} finds nobody")
-        assert client.of("lost")[0]["error"] == "The server cannot be reached."
-    start_relay(BIND=f"127.0.0.1:{port}")
+        assert client.of("lost")[0]["error"] == "The server cannot be reached.", client.name
+    start_relay(BIND=bind)
     expect_whole(clients, sandbox, ["a", "b"])
 
 

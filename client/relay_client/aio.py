@@ -22,11 +22,12 @@ class AsyncRelay:
     ) -> None:
         """`base` is the relay's address, with its prefix; `tries`: how many in a row may bring nothing.
 
-        `http` is for who needs proxies, certificates or limits of their own.
+        `http` is for who needs proxies, certificates or limits of their own, and closes it.
         """
         self._calls = Calls(base, key)
         self._tries = tries
-        self._http = http or httpx.AsyncClient(timeout=TIMEOUT)
+        self._is_ours = http is None
+        self._http = http or httpx.AsyncClient()
 
     def ask(
         self,
@@ -85,7 +86,8 @@ class AsyncRelay:
                         return
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._is_ours:
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self

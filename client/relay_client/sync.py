@@ -21,11 +21,12 @@ class Relay:
     ) -> None:
         """`base` is the relay's address, with its prefix; `tries`: how many in a row may bring nothing.
 
-        `http` is for who needs proxies, certificates or limits of their own.
+        `http` is for who needs proxies, certificates or limits of their own, and closes it.
         """
         self._calls = Calls(base, key)
         self._tries = tries
-        self._http = http or httpx.Client(timeout=TIMEOUT)
+        self._is_ours = http is None
+        self._http = http or httpx.Client()
 
     def ask(
         self,
@@ -84,7 +85,8 @@ class Relay:
                         return
 
     def close(self) -> None:
-        self._http.close()
+        if self._is_ours:
+            self._http.close()
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 import { askForKey, currentKey } from "./key.js";
 import { pause, Relay } from "./relay.js";
 
+const TIMEOUT = 15_000; // milliseconds; each of these calls is answered at once, or not at all
 const TRIES = 5;
 
 export const relay = new Relay(new URL("../", import.meta.url)); // under whatever prefix the page is served
@@ -23,7 +24,12 @@ export async function list(conversationId) {
   return (await call(`conversations/${encodeURIComponent(conversationId)}/streams`))?.streams ?? [];
 }
 
-const call = (address, options) => withKey(async () => parsed(await (await relay.call(address, options)).text()));
+function call(address, options) {
+  return withKey(async () => {
+    const response = await relay.call(address, { ...options, signal: AbortSignal.timeout(TIMEOUT) });
+    return parsed(await response.text());
+  });
+}
 
 /** Throws what `task` throws; but a key that is not taken is asked for again, and the task done with the next one. */
 export async function withKey(task) {
