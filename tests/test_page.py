@@ -517,20 +517,20 @@ def test_a_worker_that_is_killed_ends_the_answer_in_words(start_relay, open_page
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-def test_where_the_browser_gives_up_the_page_goes_on_behind_the_last_event(
-    open_page, lasting_relay, proxy, sandbox, prompt
-):
+def test_after_a_busy_while_the_page_goes_on_behind_the_last_event(open_page, lasting_relay, proxy, sandbox, prompt):
     open_page.expected = LOST
     page = open_page(proxy.url)
+    cursors = []
+    page.on("request", lambda request: cursors.append(request.headers.get("last-event-id")))
     sandbox.script(prompt, ["one ", "two ", "three "], gate=True)
     ask(page, prompt)
     sandbox.receipt(prompt, 1)
     expect_text(page, "one two ")
-    proxy.instead = BUSY  # after which EventSource tries no more
+    proxy.instead = BUSY
     proxy.cut()
     until_page(page, lambda: len(proxy.asked) > 2)
     expect_state(page, "reconnecting")
-    assert "after=2" in proxy.asked[-1]
+    assert "2" in cursors
     proxy.instead = None
     sandbox.receipt(prompt, 3)
     expect_state(page, "complete")
@@ -800,7 +800,8 @@ def test_the_page_looks_less_and_less_often_at_what_is_held_up_and_not_for_ever(
         }));
         const wait = window.setTimeout;
         window.setTimeout = (go, milliseconds) => { pauses.push(milliseconds / 1000); wait(go, 0); };
-        window.fetch = async (url) => {
+        window.fetch = async ({ pathname }) => {
+            const url = pathname.slice(1);
             looks.push(url);
             return Response.json({ transcript: { state: url === "a" ? "delivered" : "pending" } });
         };

@@ -4,7 +4,8 @@ import { Answer } from "./answer.js";
 import { Deliveries } from "./deliveries.js";
 import { keepingEnd, say, showEnd } from "./elements.js";
 import { keepQuestion, questionOf } from "./questions.js";
-import { begin, cancel, list, look, pause, persist, Refusal } from "./server.js";
+import { pause, RelayError } from "./relay.js";
+import { begin, cancel, list, look, persist } from "./server.js";
 import { explain, Stream } from "./stream.js";
 
 const LOOK_INTERVAL = 2; // seconds between two looks for streams that were begun elsewhere
@@ -45,7 +46,7 @@ export class Conversation {
     try {
       await this.#begin(answer);
     } catch (refusal) {
-      if (!(refusal instanceof Refusal)) throw refusal;
+      if (!(refusal instanceof RelayError)) throw refusal;
       if (answer.canStop) answer.refused(refusal.message);
       else answer.ended({ status: "cancelled" }); // it was stopped while it could not be asked
     } finally {
@@ -140,7 +141,7 @@ export class Conversation {
       // While a POST is on its way, its stream may be among these and could not be told from others.
       if (!this.#asking) this.#show(streams);
     } catch (refusal) {
-      if (!(refusal instanceof Refusal)) throw refusal;
+      if (!(refusal instanceof RelayError)) throw refusal;
       this.#failures += 1;
       if (!this.#left) this.#hears.trouble(`What was asked elsewhere cannot be shown right now. ${refusal.message}`);
     } finally {

@@ -1,8 +1,9 @@
 /** How far the answers of a conversation are on their way into its transcript. */
 
-import { look, pause } from "./server.js";
+import { look } from "./server.js";
 
 const TRIES = 25; // in a row; about five minutes
+const [FIRST, LONGEST] = [0.5, 15]; // seconds between two looks; doubled each time, and a little less, by chance
 
 export class Deliveries {
   #answers; #timer; #looking = false; #tried = 0; #left = false;
@@ -25,7 +26,7 @@ export class Deliveries {
     clearTimeout(this.#timer);
     if (this.#left || !this.#open().length) return;
     this.#tried += 1;
-    if (this.#tried <= TRIES) this.#timer = setTimeout(() => this.#look(), pause(this.#tried) * 1000);
+    if (this.#tried <= TRIES) this.#timer = setTimeout(() => this.#look(), interval(this.#tried) * 1000);
     else for (const answer of this.#open()) answer.notFollowed();
   }
 
@@ -60,3 +61,5 @@ export class Deliveries {
     }
   }
 }
+
+const interval = (tried) => Math.min(LONGEST, FIRST * 2 ** (tried - 1)) * (0.5 + Math.random() / 2);

@@ -12,8 +12,6 @@ let asking = null;
 /** The key that is sent, null as long as none was asked for. */
 export const currentKey = () => key;
 
-export const keyHeaders = () => (key === null ? {} : { Authorization: `Bearer ${key}` });
-
 /** Asks until there is a key. Who asks meanwhile waits for the same one. */
 export function askForKey(words = "") {
   asking ??= ask(words).finally(() => { asking = null; });
