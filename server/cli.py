@@ -1,8 +1,11 @@
-"""The command `relay`: run it, look at its settings, make keys, see to text that waits."""
+"""The command `relay`: run it, ask it, see whether it is well set up, make keys, see to text that waits."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
+from gevent import monkey
 from pydantic import SecretStr
 
 from . import launch, undelivered
@@ -26,6 +29,19 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--example", action="store_true", help="print the file .env.example instead")
     show.set_defaults(command=lambda options: print(example() if options.example else listing(load_or_exit())))
 
+    question = commands.add_parser("ask", help="ask a running server, and print the answer as it comes")
+    question.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from standard input")
+    question.add_argument("--url", help="where the server is; else the address of BIND")
+    add_caller(question, "the conversation that it belongs to")
+    question.add_argument("--json", action="store_true", help="print the events, a JSON object a line")
+    question.set_defaults(command=ask)
+
+    check = commands.add_parser("doctor", help="see whether it is well set up, and what to do where it is not")
+    check.add_argument("--url", help="ask the server at this public address too: one short question")
+    add_caller(check, "with --url: ask in this conversation, in place of one that is erased afterwards")
+    check.add_argument("--json", action="store_true", help="print a list of findings, for programs")
+    check.set_defaults(command=doctor)
+
     keys = commands.add_parser("keys", help="make keys for those who may ask")
     verbs = keys.add_subparsers(required=True, metavar="COMMAND")
     new = verbs.add_parser("new", help="make a key and print it, once, with what the server is to know of it")
@@ -41,6 +57,28 @@ def parser() -> argparse.ArgumentParser:
     retry.add_argument("conversation", nargs="?", metavar="CONVERSATION", help="of this conversation alone")
     retry.set_defaults(command=lambda options: undelivered.retry(options.conversation))
     return relay
+
+
+def add_caller(command: argparse.ArgumentParser, conversation: str) -> None:
+    command.add_argument("--key", help="an API key or a token; better in the environment, as RELAY_KEY")
+    command.add_argument("--conversation", metavar="ID", help=conversation)
+
+
+def ask(options: argparse.Namespace) -> None:
+    from . import asking  # noqa: PLC0415 - brings what no other command needs
+
+    key = options.key or os.environ.get("RELAY_KEY")
+    try:
+        sys.exit(asking.ask(options.prompt, options.url, key, options.conversation, options.json))
+    except KeyboardInterrupt:  # a second one, or one before it asks
+        sys.exit(asking.CANCELLED)
+
+
+def doctor(options: argparse.Namespace) -> None:
+    monkey.patch_all()  # as in the worker, whose parts it uses: before they are imported
+    from .doctor import main  # noqa: PLC0415
+
+    main(options.url, options.key or os.environ.get("RELAY_KEY"), options.conversation, options.json)
 
 
 def fresh_key(name: str) -> str:

@@ -146,6 +146,10 @@ class Credentials:
         raise AssertionError
 
     def _ask(self) -> Token:
+        return read_answer(*self.ask(), time.monotonic)
+
+    def ask(self) -> tuple[requests.Response, bytes]:
+        """One try: the answer and its body, whatever they say. Raises CredentialsUnavailable without any."""
         late = CredentialsUnavailable(detail=f"no answer within {WHOLE_TIMEOUT:.0f} s")
         try:
             with (
@@ -158,7 +162,7 @@ class Credentials:
         except (requests.RequestException, HTTPError, OSError) as error:
             # Only the class: texts of these exceptions may quote the request.
             raise CredentialsUnavailable(detail=type(error).__name__) from None
-        return read_answer(response, body, time.monotonic)
+        return response, body
 
 
 def read_answer(response: requests.Response, body: bytes, clock: Callable[[], float]) -> Token:

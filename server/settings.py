@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NoReturn, Self, get_args
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .access.allowance import Allowance, read_at_once, read_rate
@@ -403,14 +404,22 @@ def load() -> Settings:
 
     Raises SettingsError with the first setting that cannot be right.
     """
+    found = read()
+    if isinstance(found, Settings):
+        return found
+    raise found[0]
+
+
+def read() -> "Settings | list[SettingsError]":
+    """Reads the environment and `.env`; else all that cannot be right, at least one."""
     try:
         return Settings()
     except ValidationError as error:
-        raise explain(error) from None
+        return [explain(one) for one in error.errors(include_url=False)]
     except UnicodeDecodeError:
-        raise SettingsError(".env cannot be read: it is not text in UTF-8; save it as such") from None
+        return [SettingsError(".env cannot be read: it is not text in UTF-8; save it as such")]
     except OSError as error:
-        raise SettingsError(f".env cannot be read: {error.strerror}") from None
+        return [SettingsError(f".env cannot be read: {error.strerror}")]
 
 
 def load_or_exit() -> Settings:
@@ -426,17 +435,16 @@ def leave(line: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-def explain(error: ValidationError) -> SettingsError:
-    """One line for the first thing that is wrong."""
-    first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
+def explain(error: ErrorDetails) -> SettingsError:
+    """One line for a thing that is wrong."""
+    cause = error.get("ctx", {}).get("error")
     if isinstance(cause, SettingsError):
         return cause
-    name = str(first["loc"][0])
+    name = str(error["loc"][0])
     field = Settings.model_fields[name]
     secret = SecretStr in (field.annotation, *get_args(field.annotation))
-    value = "(hidden)" if secret else repr(without_password(str(first["input"])))
-    fix = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
+    value = "(hidden)" if secret else repr(without_password(str(error["input"])))
+    fix = str(cause) if cause else error["msg"][:1].lower() + error["msg"][1:]
     meaning = field.description or f"default: {field.default}"
     return SettingsError(f"{name.upper()}={value} cannot be right: {fix} ({meaning})")
 

@@ -33,11 +33,12 @@ SECRET_PATTERN = re.compile(
 OBVIOUS_PATTERN = re.compile(r"(?<![\w-])(?:relay_[\w-]{43}|eyJ[\w-]+\.[\w-]+\.[\w-]*)", re.ASCII)
 PASSWORD_PATTERN = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+NOTHING = r"(?!)"  # what no text matches; an empty pattern would match between any two characters
 NOISY = {"urllib3": logging.INFO, "websocket": logging.CRITICAL, "geventhttpclient": logging.INFO}
 
 _kept: set[str] = set()  # of the settings
 _tokens: deque[str] = deque(maxlen=MAX_TOKENS)
-_known = re.compile(r"(?!)")  # any of them, in any form
+_known = re.compile(NOTHING)  # any of them, in any form
 _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -61,7 +62,7 @@ def _compile() -> None:
     global _known  # noqa: PLW0603 - one redaction a process, as there is one log
     forms = {form for secret in (*_kept, *_tokens) for form in forms_of(secret)}
     # The longest first: one secret may begin another.
-    _known = re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))))
+    _known = re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))) or NOTHING)
 
 
 def forms_of(secret: str) -> set[str]:

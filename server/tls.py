@@ -11,10 +11,16 @@ VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # those t
 
 def tls_context() -> ssl.SSLContext:
     """Checks certificates against the bundle that a variable names, the system's, or the one that `requests` brings."""
-    bundle = next(filter(None, map(os.environ.get, VARIABLES)), None)
+    variable = bundle_variable()
+    bundle = os.environ[variable] if variable else None
     if bundle and Path(bundle).is_dir():
         return ssl.create_default_context(capath=bundle)
     return ssl.create_default_context(cafile=bundle or (None if system_has_bundle() else DEFAULT_CA_BUNDLE_PATH))
+
+
+def bundle_variable() -> str | None:
+    """The variable that names the bundle, None where none does."""
+    return next(filter(os.environ.get, VARIABLES), None)
 
 
 def system_has_bundle() -> bool:

@@ -52,15 +52,15 @@ http {{
 class Nginx:
     """Stands before a relay."""
 
-    def __init__(self, relay, folder):
+    def __init__(self, relay, folder, config=CONFIG):
         self.relay = relay
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = folder / "nginx.conf"
-        config.write_text(CONFIG.format(relay=urlsplit(relay.url).netloc, port=self.port))
-        self._process = subprocess.Popen([NGINX, "-p", folder, "-c", config, "-e", "stderr"], stderr=subprocess.DEVNULL)
+        file = folder / "nginx.conf"
+        file.write_text(config.format(relay=urlsplit(relay.url).netloc, port=self.port))
+        self._process = subprocess.Popen([NGINX, "-p", folder, "-c", file, "-e", "stderr"], stderr=subprocess.DEVNULL)
         until(self._listens, "nginx listens")
 
     def _listens(self):

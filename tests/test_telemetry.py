@@ -4,10 +4,12 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 
 import orjson
 import pytest
 
+from server import telemetry
 from server.telemetry import HIDDEN, JsonFormatter, TextFormatter, hide, hide_for_good, redact
 
 FORMATTERS = pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
@@ -31,6 +33,14 @@ def test_a_secret_of_the_settings_is_hidden_after_any_number_of_access_tokens():
     for number in range(500):
         hide(f"passing-token-{number}-")
     assert redact("a-client-secret-that-stays passing-token-499-") == f"{HIDDEN} {HIDDEN}"
+
+
+def test_a_secret_too_short_to_be_one_hides_nothing(monkeypatch):
+    monkeypatch.setattr(telemetry, "_kept", set())
+    monkeypatch.setattr(telemetry, "_tokens", deque())
+    monkeypatch.setattr(telemetry, "_known", telemetry._known)  # restored with the others
+    hide_for_good("short")
+    assert redact("a short line") == "a short line"
 
 
 def test_a_secret_is_hidden_whole_when_another_one_begins_it():

@@ -92,7 +92,7 @@ class Issuer:
 
     def _fetch_for_all(self, fetching: Flag) -> None:
         try:
-            self._keys = self._fetch()
+            self._keys = self.fetch()
             self._old_at = monotonic() + LIFE
             log.log(logging.INFO if self._failing else logging.DEBUG, "token issuer's keys fetched")
             self._failing = False
@@ -105,7 +105,8 @@ class Issuer:
             self._fetching = None
             fetching.set()
 
-    def _fetch(self) -> list[IssuerKey]:
+    def fetch(self) -> list[IssuerKey]:
+        """The keys as they are now. Raises IssuerUnavailable."""
         late = IssuerUnavailable(detail=f"no answer within {WHOLE_TIMEOUT:.0f} s")
         try:
             with (

@@ -136,11 +136,15 @@ class PlatformApi:
 
         Read from the whole conversation: .../conversations/messages/{id} tells no communication's id.
         """
-        answer = self._call("GET", segment(conversation_id))
+        answer = self.look(conversation_id)
         check(answer, "Genesys Cloud refused to show the conversation", "There is no such conversation")
         if not answer.json():
             raise stranger(answer)
         return read_communication(answer.json())
+
+    def look(self, conversation_id: str) -> Answer:
+        """What the platform answers about a conversation, whatever that is. Raises TryAgain without an answer."""
+        return self._call("GET", segment(conversation_id))
 
     def post_message(self, conversation_id: str, communication_id: str, text: str) -> None:
         """Returns once the platform has the text. Raises ApiFailure.
