@@ -8,7 +8,7 @@ import { Transcript } from "./transcript.js";
 const [prompt, ask, stop, answers, conversationId, trouble] =
   ["prompt", "ask", "stop", "answers", "conversation-id", "trouble"].map(find);
 
-const config = await (await fetch("/page/config.json")).json();
+const config = await (await fetch("page/config.json")).json();
 if (config.needs_key) await askForKey();
 const transcript = new Transcript(config, find("transcript-text"), find("transcript-state"));
 let conversation = null;

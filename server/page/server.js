@@ -22,7 +22,7 @@ export class Refusal extends Error {
 /** Asks. The same key again gives the same stream: {id, url}. */
 export function begin(body, key) {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
-  return call("/streams", { method: "POST", headers, body: JSON.stringify(body) });
+  return call("streams", { method: "POST", headers, body: JSON.stringify(body) });
 }
 
 /** A stream's state and its text so far. */
@@ -32,7 +32,7 @@ export const cancel = (url) => call(url, { method: "DELETE" });
 
 /** All streams of a conversation, oldest first. */
 export async function list(conversationId) {
-  return (await call(`/conversations/${encodeURIComponent(conversationId)}/streams`))?.streams ?? [];
+  return (await call(`conversations/${encodeURIComponent(conversationId)}/streams`))?.streams ?? [];
 }
 
 /** Raises Refusal; but a key that is not taken is asked for again, and the call goes on with the next one. */
