@@ -2,7 +2,12 @@
 
 import pytest
 import requests
+from flask import Blueprint, Flask
 from playwright.sync_api import expect
+
+from server import Caller, Relay, create_app
+from server.access.guard import caller_of_app
+from server.settings import NoAccess, Settings, load_for_app
 
 from .conftest import ROOT, Answer, RelayServer, question, until
 
@@ -251,3 +256,57 @@ def test_the_app_may_ask_in_someones_name(mounted, sandbox, prompt):
         "streams"
     ]
     assert stream["status"] == "complete"
+
+
+def settings(**more):
+    fields = {"store_url": "memory://", "web_concurrency": 1, "transcript": "off", "gateway_api_key": "a-key"}
+    return Settings(_env_file=None, **fields | more)
+
+
+def test_an_app_that_names_no_callers_lets_no_one_in(caplog):
+    app = Flask(__name__)
+    Relay(settings=settings(access="app")).init_app(app)
+    answer = app.test_client().post("/streams", json={"prompt": "Hello"})
+    assert (answer.status_code, answer.json["code"]) == (500, "internal_error")
+    assert "name the callers by a function under @relay.caller" in caplog.text
+
+
+def test_the_relay_alone_cannot_leave_the_callers_to_an_app(capsys):
+    with pytest.raises(SystemExit):
+        create_app(settings(access="app"))
+    assert "ACCESS=app cannot be right" in capsys.readouterr().err
+
+
+def test_in_an_app_access_need_not_be_set_but_what_is_set_counts(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (
+        ("OAUTH_CLIENT_ID", "id"),
+        ("OAUTH_CLIENT_SECRET", "secret"),
+        ("ACCESS", ""),
+        ("RELAY_API_KEYS", ""),
+    ):
+        monkeypatch.setenv(name, value)
+    assert load_for_app().access == "app"
+    monkeypatch.setenv("ACCESS", "keys")
+    with pytest.raises(NoAccess):
+        load_for_app()
+
+
+def test_the_apps_blueprints_may_have_any_name_but_one():
+    app = Flask(__name__)
+    for name in ("streams", "openapi", "page", "ops"):
+        app.register_blueprint(Blueprint(name, __name__))
+    relay = Relay(app, settings=settings(access="open"), url_prefix="/relay", page=True, ops=True)
+    assert app.test_client().get("/relay/healthz").json["status"] == "ok"
+    assert Relay.of(app) is relay
+
+
+@pytest.mark.parametrize("wrong", [7, "", "a" * 257, "two\nlines", Caller(7)])
+def test_a_name_that_cannot_be_one_is_no_caller(wrong):
+    with pytest.raises((TypeError, ValueError)):
+        caller_of_app(wrong)
+
+
+def test_no_key_and_no_token_has_an_apps_callers_name():
+    assert caller_of_app("key:shop").name == "app:key:shop"
+    assert caller_of_app(Caller("ann", ("c-1",))) == Caller("app:ann", ("c-1",))
