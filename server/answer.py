@@ -1,6 +1,7 @@
 """An answer for the app that mounts the relay: events, one by one, in its own views and templates."""
 
 import time
+import weakref
 from collections.abc import Iterator
 
 from flask import Response, after_this_request, has_request_context, request
@@ -23,10 +24,12 @@ class Answer(Iterator[Event]):
 
     def __init__(self, turns: Turns, entry: Entry) -> None:
         self.id = entry.id  # of the stream, which can be followed as well
-        self._turns = turns
-        self._follower = turns.follow(entry, 0, can_return=False)
-        self._client = Client(request.environ if has_request_context() else {})
-        self._events = read(self._follower, self._client)
+        client = Client(request.environ if has_request_context() else {})
+        follower = turns.follow(entry, 0, can_return=False)
+        self._events = read(follower, client)
+        # Jinja's loops close nothing that they leave, and outside of a request nobody else may.
+        self._leave = weakref.finalize(self, leave, turns, follower, client)
+        self._leave.atexit = False
         if has_request_context():
             after_this_request(self._close_with)
 
@@ -36,25 +39,29 @@ class Answer(Iterator[Event]):
     def __next__(self) -> Event:
         return next(self._events)
 
-    def __del__(self) -> None:
-        self.close()  # outside of a request nobody else may
-
     def close(self) -> None:
         """Follows no longer; may be repeated."""
-        self._client.forget()
-        self._turns.leave(self._follower)
+        self._leave()
 
     def _close_with(self, response: Response) -> Response:
         response.call_on_close(self.close)
         return response
 
 
+def leave(turns: Turns, follower: Follower, client: Client) -> None:
+    client.forget()
+    turns.leave(follower)
+
+
 def read(follower: Follower, client: Client) -> Iterator[Event]:
-    """What comes, one by one; the caller leaves."""
+    """What comes, one by one; whoever reads leaves."""
     follower.on_drop = client.hang_up
     client.watch(follower.lose)
-    for batch in follower:
-        for event in batch:
-            if not isinstance(event, Retrying):
-                follower.sending_since = time.monotonic()  # each has its time
-                yield event
+    try:
+        for batch in follower:
+            for event in batch:
+                if not isinstance(event, Retrying):
+                    follower.sending_since = time.monotonic()  # each has its time
+                    yield event
+    finally:
+        client.forget()
