@@ -1,20 +1,16 @@
 """gunicorn's settings, each with its reason. The relay's own are in the environment: see server/settings.py."""
 
 import os
-from pathlib import Path
-from typing import Any
 
-from server.journal.engines import prepare_or_exit
-from server.metrics_folder import clear_slot, keep_slot, make_folder, take_slot
+# The worker class, what it needs around it, and how long it may take to stop.
+from server.gunicorn_hooks import *  # noqa: F403
 from server.settings import load_or_exit
 from server.telemetry import log_config
-from server.worker import Log, hurry_on_second_term, look_before_start
+from server.worker import Log
 
 settings = load_or_exit()
-prepare_or_exit(settings.store_url)
 
 wsgi_app = "server:create_app()"
-worker_class = "server.worker.Worker"
 
 # BIND. Behind nginx a loopback address is right.
 bind = settings.bind
@@ -22,32 +18,11 @@ bind = settings.bind
 # WEB_CONCURRENCY. A stream begun on one worker can be followed, resumed and cancelled on every other.
 workers = settings.web_concurrency
 
-# Connections that one worker holds. Each turn has a client, and others may look in; MAX_TURNS is what refuses politely.
-worker_connections = 2 * settings.max_turns + 100
-
 # Waiting connections while a worker is busy setting up many streams at once.
 backlog = 2048
 
 # A worker whose hub is blocked for so long is killed. Streams do not count: the hub runs on while they wait.
 timeout = 30
-
-# After TERM or HUP a worker stays until its turns have ended: longer than any turn may take (GATEWAY_TIMEOUT).
-graceful_timeout = int(settings.gateway_timeout) + 15
-
-
-def on_starting(arbiter: Any) -> None:
-    """Once in the master's life, not at a reload: the server goes on with the keys that it has."""
-    look_before_start(settings)
-    make_folder(arbiter)
-
-
-# /metrics tells the numbers of all workers, whichever is asked: they share a folder.
-pre_fork = take_slot
-post_fork = keep_slot
-child_exit = clear_slot
-
-# A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
-when_ready = hurry_on_second_term
 
 # An idle connection is kept for a proxy's next request, but a stopping worker waits for it: no longer than this. The
 # head of each request must be there within the same time, or the connection ends: 0 would be no limit.
@@ -71,15 +46,6 @@ forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1,::1")
 
 # No header says which path was asked for (by default SCRIPT_NAME and PATH_INFO, from the same proxies).
 forwarder_headers = ""
-
-# Each worker loads the app itself: the worker class patches the standard library first, which a preload would precede.
-preload_app = False
-
-# Heartbeats and metrics are written to files, often: in memory, not on a disk that may be slow.
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-# gunicorn 25 and later open a control socket in the home folder, which no one here uses.
-control_socket_disable = True
 
 # At LOG_LEVEL=DEBUG one line a request, through the relay's own formatter. A stream's line comes when it ends.
 logger_class = Log

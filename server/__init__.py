@@ -1,7 +1,8 @@
 """Streams a Genesys Cloud LLM gateway's answers as Server-Sent Events, and mirrors them into the transcript.
 
 Nothing is imported up here: gunicorn.conf.py reads `server.settings` in the master process, before the worker has
-patched the standard library, and `requests` must not be imported before that.
+patched the standard library, and `requests` must not be imported before that. `Relay` and `Caller` are looked up when
+an app asks for them.
 """
 
 from typing import TYPE_CHECKING
@@ -9,7 +10,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flask import Flask
 
+    from .access.caller import Caller
+    from .relay import Relay
     from .settings import Settings
+else:
+
+    def __getattr__(name: str) -> type:
+        match name:
+            case "Relay":
+                from .relay import Relay  # noqa: PLC0415 - see above
+
+                return Relay
+            case "Caller":
+                from .access.caller import Caller  # noqa: PLC0415
+
+                return Caller
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["Caller", "Relay", "create_app"]
 
 WORKER_BOOT_ERROR = 3  # the exit status that makes gunicorn stop, and not start the worker again and again
 
@@ -27,8 +46,13 @@ def create_app(settings: "Settings | None" = None) -> "Flask":
 
     app = Flask(__name__, static_folder=None)
     try:
-        Relay(settings or load_or_exit()).init_app(app)
+        relay = Relay(app, settings=settings or load_or_exit(), page=True, ops=True)
     except SettingsError as error:
         leave(str(error), WORKER_BOOT_ERROR)
+    if relay.settings.access == "app":
+        leave(
+            "ACCESS=app cannot be right: no app is here that could name callers; set keys, jwt or open",
+            WORKER_BOOT_ERROR,
+        )
     complete(app, shared=True)
     return app

@@ -16,6 +16,7 @@
     ├── Unauthorized               401 unauthorized
     │   └── InvalidToken           401 invalid_token
     ├── Forbidden                  403 forbidden
+    │   └── CrossOrigin            403 cross_origin
     ├── NotFound                   404 not_found
     ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
@@ -28,6 +29,7 @@
     ├── IssuerUnavailable          503 issuer_unavailable
     ├── Interrupted                503 interrupted
     ├── InternalError              500 internal_error
+    ├── NeedsGevent                500 needs_gevent
     ├── TurnTimedOut               504 turn_timed_out
     ├── CredentialsError
     │   ├── CredentialsRejected    502 credentials_rejected
@@ -160,8 +162,16 @@ class Forbidden(RelayError):
     code = "forbidden"
     status = 403
     sentence = (
-        "This token is not good for that conversation (claim `conversations`). Name another conversation, or get a "
-        "token for this one."
+        "This is not a conversation that you may use; a token names them in its claim `conversations`. Name another "
+        "conversation, or get a token for this one."
+    )
+
+
+class CrossOrigin(Forbidden):
+    code = "cross_origin"
+    sentence = (
+        "Another site's page asks in the name of whoever is logged in here. Ask from a page of this site, or without "
+        "cookies from an origin that CORS_ORIGINS names."
     )
 
 
@@ -246,6 +256,15 @@ class Interrupted(RelayError):
 
 class InternalError(RelayError):
     pass
+
+
+class NeedsGevent(RelayError):
+    code = "needs_gevent"
+    status = 500
+    sentence = (
+        "The relay cannot work in a server that runs each request in a thread. Run the app with gunicorn's worker "
+        "class server.worker.Worker."
+    )
 
 
 class TurnTimedOut(RelayError):

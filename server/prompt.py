@@ -45,6 +45,11 @@ def read_prompt(body: bytes) -> Prompt:
         raise InvalidJson from None
     if not isinstance(fields, dict):
         raise BadRequest('The body must be a JSON object, such as {"prompt": "Hello"}.')
+    return read_fields(fields)
+
+
+def read_fields(fields: dict[str, Any]) -> Prompt:
+    """What such a body holds. Raises BadRequest or PromptTooLong, each with the field at fault."""
     return Prompt(
         messages=read_messages(fields),
         conversation_id=read_conversation_id(fields.get("conversationId")),

@@ -2,31 +2,54 @@
 
 import secrets
 import weakref
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeVar
 
-from flask import Flask
+from flask import Flask, has_request_context, request
 
+from . import surroundings
 from .access.caller import Caller
-from .access.guard import make_access
+from .access.guard import Hook, caller_of_app, make_access
+from .answer import Answer
 from .credentials import Credentials
+from .errors import ConversationRequired
 from .gateway import Gateway
 from .journal.engines import open_journal
-from .prompt import Prompt
-from .settings import Settings, secret_text
+from .prompt import Prompt, read_fields
+from .settings import Settings, load_for_app, secret_text
 from .transcript import Transcript
 from .transcript.conversation import Sink
 from .transcript.platform import Platform
 from .transcript.websocket import Websocket
 from .turns import Key, Started, Turns
 
+H = TypeVar("H", bound=Hook)
+
 
 class Relay:
-    """One relay; `Relay(settings).init_app(app)` mounts it on a Flask app."""
+    """One relay; `Relay(app)` mounts it on a Flask app, and so does `Relay().init_app(app)`, later."""
 
     instances: ClassVar["weakref.WeakSet[Relay]"] = weakref.WeakSet()  # those of this process, for the worker's drain
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        settings: Settings | None = None,
+        url_prefix: str = "",
+        page: bool = False,
+        ops: bool = False,
+    ) -> None:
+        """Without `settings`, those of the environment. `url_prefix` is where the routes are in the app, as /relay.
+
+        `page` mounts the web page as well, `ops` /healthz and /metrics, which ask no one for a name.
+        Raises SettingsError for a setting that cannot be right.
+        """
+        settings = settings or load_for_app()
         self.settings = settings
+        self._url_prefix = url_prefix
+        self._page = page
+        self._ops = ops
         self.credentials = make_credentials(settings)
         self.gateway = Gateway(settings, self.credentials, connections=2 * settings.max_turns)
         journal = open_journal(
@@ -35,6 +58,7 @@ class Relay:
             retain=settings.retain_seconds,
             retain_undelivered=settings.transcript_retain_seconds,
         )
+        self._keep_secret = journal.secret
         self.access = make_access(settings, journal.secret)
         self.turns = Turns(settings, self.gateway, journal)
         self.sink = make_sink(settings, self.credentials)
@@ -43,6 +67,8 @@ class Relay:
             self.transcript = Transcript(journal.outbox, self.turns, self.sink, max_open=settings.max_turns)
             self.turns.mirror_into(self.transcript)
         self.instances.add(self)
+        if app is not None:
+            self.init_app(app)
 
     @staticmethod
     def of(app: Flask) -> "Relay":
@@ -54,7 +80,63 @@ class Relay:
         from .routes import register  # noqa: PLC0415 - the routes need this module
 
         app.extensions["relay"] = self
-        register(app)
+        register(app, self._url_prefix, with_page=self._page, with_ops=self._ops)
+
+    def caller(self, hook: H) -> H:
+        """Decorates the function that names the caller of the request at hand, from the app's own login.
+
+        It gives a name, or Caller(name, conversations) for one who may use only these, or None, which is refused with
+        401; it takes the place of ACCESS. Names are kept with `app:` before them.
+        """
+        self.settings = self.settings.model_copy(update={"access": "app"})
+        self.access.close()
+        self.access = make_access(self.settings, self._keep_secret, hook)
+        return hook
+
+    def ask(
+        self,
+        conversation_id: str | None,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        caller: str | Caller | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        model: str | None = None,
+    ) -> Answer:
+        """Asks from the app's own code; the turn begins at once, the events are iterated over.
+
+        `prompt` is a text, or messages such as {"role": "user", "content": "Hello"}. Without `caller` it is whoever the
+        request at hand is from; outside of one it must be given. Raises RelayError for what is refused, as
+        Unauthorized, Forbidden, BadRequest, TooManyRequests or StoreUnavailable; what fails later is an event.
+        """
+        surroundings.check()
+        asked = read_fields(
+            {
+                "prompt" if isinstance(prompt, str) else "messages": prompt
+                if isinstance(prompt, str)
+                else list(prompt),
+                "conversationId": conversation_id,
+                "temperature": temperature,
+                "max_tokens": max_tokens,
+                "model": model,
+            }
+        )
+        started = self.begin(asked, self.conversation_of(asked), self._whoever(caller))
+        return Answer(self.turns, started.entry)
+
+    def conversation_of(self, prompt: Prompt) -> str | None:
+        """The conversation that a question belongs to. Raises ConversationRequired where the transcript needs one."""
+        conversation_id = prompt.conversation_id or self.settings.default_conversation_id
+        if conversation_id is None and self.transcript is not None:
+            raise ConversationRequired
+        return conversation_id
+
+    def _whoever(self, caller: str | Caller | None) -> Caller:
+        if caller is not None:
+            return caller_of_app(caller)
+        if not has_request_context():
+            raise TypeError("outside of a request `caller` must say who asks")
+        return self.access.identify(request.headers.get("Authorization"))
 
     def begin(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:
         """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden."""

@@ -6,6 +6,7 @@ The environment name is the field's name in capitals; a `.env` file in the worki
 import os
 import re
 import sys
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Self, get_args
@@ -135,9 +136,10 @@ class Settings(BaseSettings):
     )
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request")] = 1024 * 1024
 
-    access: Literal["keys", "jwt", "open"] = Field(
+    access: Literal["keys", "jwt", "open", "app"] = Field(
         "keys",
-        description="who may ask: keys, jwt (keys too; the default where JWT_JWKS_URL is set), or open: everyone",
+        description="who may ask: keys, jwt (keys too; the default where JWT_JWKS_URL is set), open: everyone, or app: "
+        "whom the Flask app that mounts the relay names (the default there, without keys)",
     )
     relay_api_keys: SecretStr = Field(
         SecretStr(""), description="NAME:HASH as `relay keys new NAME` prints it; several are separated by commas"
@@ -356,7 +358,8 @@ class Settings(BaseSettings):
     @property
     def hosts(self) -> tuple[str, ...] | None:
         """The names that requests may have in Host; None: any."""
-        if "*" in self.allowed_hosts:
+        # In an app of someone's own BIND says nothing, and its cookies are bound to its names.
+        if "*" in self.allowed_hosts or (self.access == "app" and not self.allowed_hosts):
             return None
         if self.bind.startswith("unix:") or not is_local(self.bind):
             return (*LOCAL_HOSTS, *self.allowed_hosts) if self.allowed_hosts else None
@@ -399,8 +402,8 @@ class Settings(BaseSettings):
         return tuple(secret for secret in (*map(secret_text, own), store, unquote(store)) if secret)
 
 
-def load() -> Settings:
-    """Reads the environment and `.env`.
+def load(**given: str) -> Settings:
+    """Reads the environment and `.env`; what is `given` counts more.
 
     Raises SettingsError with the first setting that cannot be right.
     """
@@ -413,7 +416,7 @@ def load() -> Settings:
 def read() -> "Settings | list[SettingsError]":
     """Reads the environment and `.env`; else all that cannot be right, at least one."""
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]  # checked there
     except ValidationError as error:
         return [explain(one) for one in error.errors(include_url=False)]
     except UnicodeDecodeError:
@@ -422,10 +425,20 @@ def read() -> "Settings | list[SettingsError]":
         return [SettingsError(f".env cannot be read: {error.strerror}")]
 
 
-def load_or_exit() -> Settings:
-    """Reads the settings for a program; a setting that cannot be right ends it with one line on stderr."""
+def load_for_app() -> Settings:
+    """As `load`, for an app that mounts the relay: where no setting says who may ask, the app does."""
     try:
         return load()
+    except NoAccess as refusal:
+        if refusal.chosen:
+            raise
+        return load(access="app")
+
+
+def load_or_exit(read: Callable[[], Settings] = load) -> Settings:
+    """Reads the settings for a program; a setting that cannot be right ends it with one line on stderr."""
+    try:
+        return read()
     except SettingsError as error:
         leave(str(error))
 

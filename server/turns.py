@@ -179,6 +179,7 @@ class Turns:
 
         A turn that is there, but not for who asks, is looked up like one that is not: the time tells nothing either.
         """
+        self.open()  # what the dead left to run must be ended
         turn = self._turns.get(turn_id)
         is_mine = turn is not None and may_see(turn.entry)
         if turn is not None and is_mine and not (turn.ended and turn.tail.is_kept):

@@ -28,6 +28,7 @@ from gunicorn.http.errors import (
 )
 from gunicorn.workers.ggevent import GeventWorker
 
+from . import surroundings
 from .access.keys import read_file
 from .errors import AddressTooLong, BadRequest, HeadersTooLarge
 from .settings import Settings, leave
@@ -73,6 +74,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         super().init_process()
 
     def run(self) -> None:
+        surroundings.settle()
         for relay in relays():
             relay.turns.open()
         super().run()

@@ -194,9 +194,10 @@ class RelayServer:
     """
 
     app = ()  # in place of the relay alone
+    config = ROOT / "gunicorn.conf.py"
 
     def __init__(self, sandbox_url, **settings):
-        command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *self.app]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(self.config), *self.app]
         self.folder = tempfile.TemporaryDirectory(prefix="relay-test-")
         defaults = {
             "STORE_URL": f"sqlite:///{self.folder.name}/relay.db",

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .jwt import Tokens
 
 SECRET_BYTES = 32
+MAX_NAME = 256  # characters of a caller whom the app names
 Sight = Callable[["Entry"], bool]  # whether someone may see a stream
+# Names the caller of the request at hand, from the login of the app that mounts the relay; None: no one is logged in.
+Hook = Callable[[], str | Caller | None]
 
 
 class Open:
@@ -87,15 +90,67 @@ class Guard:
             self._tokens.close()
 
 
-Access = Open | Guard
+class Login:
+    """Lets in whom the app's own login knows, and to one stream who has a ticket for it."""
+
+    is_open = False
+
+    def __init__(self, hook: Hook | None, tickets: Tickets) -> None:
+        self._hook = hook
+        self._tickets = tickets
+
+    def identify(self, authorization: str | None) -> Caller:
+        """Who the request at hand is from, by the app's own word. Raises Unauthorized, and what the app raises."""
+        if self._hook is None:
+            raise RuntimeError("no one may ask yet: name the callers by a function under @relay.caller, or set ACCESS")
+        found = self._hook()
+        if found is None:
+            raise Unauthorized("No one is logged in. Log in, then ask again.")
+        return caller_of_app(found)
+
+    def sight(self, stream_id: str, authorization: str | None, ticket: str | None) -> Sight:
+        """As that of Guard; here a ticket whose time is over comes with the login, which may be enough by itself."""
+        if ticket is not None and self._tickets.fits(ticket, stream_id):
+            return lambda _: True
+        try:
+            return self.identify(authorization).owns
+        except Unauthorized:
+            if ticket is None:
+                raise
+            return lambda _: False
+
+    def ticket(self, stream_id: str) -> str | None:
+        """A fresh ticket for this stream. Raises StoreUnavailable."""
+        return self._tickets.make(stream_id)
+
+    def close(self) -> None:
+        pass
 
 
-def make_access(settings: Settings, keep: Callable[[bytes], bytes]) -> Access:
-    """What the settings say. `keep` is the store's: it keeps the first secret that is proposed, and returns it."""
+Access = Open | Guard | Login
+
+
+def caller_of_app(caller: str | Caller) -> Caller:
+    """Someone whom the app has named; no key and no token ever has the same name. Raises TypeError or ValueError."""
+    name, conversations = caller if isinstance(caller, Caller) else (caller, None)
+    if not isinstance(name, str):
+        raise TypeError(f"a caller's name must be a string, and is of type {type(name).__name__}")
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise ValueError(f"a caller's name must be 1 to {MAX_NAME} printable characters")
+    return Caller(f"app:{name}", None if conversations is None else tuple(conversations))
+
+
+def make_access(settings: Settings, keep: Callable[[bytes], bytes], hook: Hook | None = None) -> Access:
+    """What the settings say. `keep` is the store's: it keeps the first secret that is proposed, and returns it.
+
+    `hook` is the app's, for ACCESS=app.
+    """
     if settings.access == "open":
         return Open()
-    keyring = Keyring(read_keys(secret_text(settings.relay_api_keys)), settings.relay_api_keys_file)
     tickets = Tickets(make_secret(settings, keep), settings.ticket_seconds)
+    if settings.access == "app":
+        return Login(hook, tickets)
+    keyring = Keyring(read_keys(secret_text(settings.relay_api_keys)), settings.relay_api_keys_file)
     return Guard(keyring, make_tokens(settings) if settings.access == "jwt" else None, tickets)
 
 

@@ -31,10 +31,19 @@ BY_STATUS: dict[int, type[RelayError]] = {
 }
 
 
-def register(app: Flask) -> None:
-    """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs."""
-    for module in (streams, openapi, ops, page):
-        app.register_blueprint(module.routes)
+def register(app: Flask, url_prefix: str = "", *, with_page: bool = True, with_ops: bool = True) -> None:
+    """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs.
+
+    All are in one blueprint, `relay`, whose name is the only one that the app cannot have for its own.
+    """
+    mounted = Blueprint("relay", __name__)
+    for module in (streams, openapi):
+        mounted.register_blueprint(module.routes)
+    if with_ops:
+        mounted.register_blueprint(ops.routes)
+    if with_page:
+        mounted.register_blueprint(page.routes)
+    app.register_blueprint(mounted, url_prefix=url_prefix or None)
 
 
 def complete(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:

@@ -3,7 +3,9 @@
 A browser sends what a page of any origin wants, from inside whatever network it is in. So a request must have a name of
 ours in `Host`: a stranger's name can be made to lead to 127.0.0.1 (DNS rebinding), and its pages would then count as
 ours. Pages of the origins in CORS_ORIGINS may ask and read; there are no cookies, so that no page asks in the name of
-someone who did not hand it a key. And nothing of ours is framed, guessed at or run.
+someone who did not hand it a key. An app that mounts the relay has cookies, which a browser adds to what any page
+sends: there, what changes something must come from the app's own pages. And nothing of ours is framed, guessed at or
+run.
 """
 
 import re
@@ -11,11 +13,13 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, request
 
-from ..errors import BadRequest, HostNotAllowed
+from .. import surroundings
+from ..errors import BadRequest, CrossOrigin, HostNotAllowed
 from ..relay import Relay
 
 # RFC 9110, 7.2, without what no one's server is called: a host, and maybe a port.
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(:[0-9]{0,5})?", re.IGNORECASE)
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1
 MAX_AGE = 600  # seconds that a browser may go by a preflight, so long also for an origin that was taken away
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE",
@@ -48,7 +52,11 @@ def guard(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
     def look() -> Response | None:
         if is_another():
             return None
-        check_host(Relay.of(current_app).settings.hosts)
+        settings = Relay.of(current_app).settings
+        surroundings.check()
+        check_host(settings.hosts)
+        if settings.access == "app" and request.method not in SAFE and is_from_elsewhere():
+            raise CrossOrigin
         # Before anything else: a preflight carries no key (Fetch standard, 4.8).
         is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
         return Response(status=204, headers=PREFLIGHT) if shared and is_preflight and allowed_origin() else None
@@ -95,6 +103,21 @@ def allowed_origin() -> str | None:
         return "*"
     origin = request.headers.get("Origin")
     return origin if origin in origins else None
+
+
+def is_from_elsewhere() -> bool:
+    """Whether a page of another origin has sent this, and it may count for whoever is logged in here.
+
+    Browsers say where a page is from in Sec-Fetch-Site (Fetch Metadata, W3C) where the connection is secure, else in
+    Origin, whose scheme is not looked at: a proxy may have ended TLS. Programs say neither. What CORS lets in counts
+    only without cookies, which is all that it lets browsers send.
+    """
+    origin = request.headers.get("Origin")
+    site = request.headers.get("Sec-Fetch-Site")
+    is_own = origin is None or urlsplit(origin).netloc == (authority() or "").lower()
+    if site is not None:
+        is_own = site in ("same-origin", "none")
+    return not is_own and ("Cookie" in request.headers or allowed_origin() is None)
 
 
 def share(response: Response) -> None:

@@ -33,7 +33,7 @@ def config() -> Response:
     relay = Relay.of(current_app)
     settings = relay.settings
     return jsonify(
-        needs_key=not relay.access.is_open,
+        needs_key=settings.access in ("keys", "jwt"),
         # An id leads to a conversation: not for everyone.
         conversation_id=settings.default_conversation_id if relay.access.is_open else None,
         transcript=settings.transcript != "off",

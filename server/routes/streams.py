@@ -6,7 +6,7 @@ from random import random
 from typing import Any
 
 import gevent
-from flask import Blueprint, Response, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify, request, url_for
 from flask.blueprints import BlueprintSetupState
 from werkzeug.routing import PathConverter
 
@@ -18,7 +18,6 @@ from ..errors import (
     BadRequest,
     BodyTooLarge,
     BodyTooSlow,
-    ConversationRequired,
     StoreUnavailable,
     UnsupportedMediaType,
 )
@@ -143,7 +142,7 @@ def find(relay: Relay, stream_id: str) -> Entry:
 def address(relay: Relay, entry: Entry) -> str:
     """Where a stream can be followed; with a fresh ticket, where one is needed. Raises StoreUnavailable."""
     ticket = relay.access.ticket(entry.id)
-    return f"/streams/{entry.id}" + (f"?ticket={ticket}" if ticket else "")
+    return url_for("relay.streams.follow_stream", stream_id=entry.id, ticket=ticket)  # wherever the app is mounted
 
 
 def ask(relay: Relay) -> Entry:
@@ -159,10 +158,7 @@ def ask(relay: Relay) -> Entry:
 def read_question(relay: Relay, body: bytes) -> tuple[Prompt, str | None]:
     """What is asked, and the conversation that it belongs to."""
     prompt = read_prompt(body)
-    conversation_id = prompt.conversation_id or relay.settings.default_conversation_id
-    if conversation_id is None and relay.transcript is not None:
-        raise ConversationRequired
-    return prompt, conversation_id
+    return prompt, relay.conversation_of(prompt)
 
 
 def read_body(relay: Relay) -> bytes:

@@ -7,7 +7,7 @@ paths.py     the routes
 
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, jsonify, request
 
 from ...errors import MethodNotAllowed
 from .paths import PATHS
@@ -32,11 +32,12 @@ A server with `ACCESS=open` asks for no key, token or ticket."""
 @routes.get("/openapi.json")
 def show_document() -> Response:
     """The document. No one is asked for a key: it says nothing that the source does not."""
-    return jsonify(document())
+    place = (request.script_root + request.path).removesuffix("/openapi.json")
+    return jsonify(document(place))
 
 
-def document() -> dict[str, Any]:
-    """The whole document, as JSON would hold it."""
+def document(place: str = "") -> dict[str, Any]:
+    """The whole document, as JSON would hold it; `place` is the path where the relay is mounted."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -45,7 +46,7 @@ def document() -> dict[str, Any]:
             "description": DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": place or "/"}],
         "paths": PATHS,
         "components": {
             "schemas": SHAPES,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import BadCursor, BadRequest, ConversationBusy, Forbidden, NotFound, StoreUnavailable
+from ...errors import BadCursor, BadRequest, ConversationBusy, CrossOrigin, Forbidden, NotFound, StoreUnavailable
 from ..streams import MAX_CURSOR_DIGITS, MAX_KEY
 from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, RATE, Refusal, refusal, refusals
 from .shapes import ID, STRING, Shape, ref
@@ -131,7 +131,7 @@ PATHS: dict[str, Shape] = {
             "Cancels, wherever the answer runs",
             BEARER_OR_TICKET,
             {"204": {"description": "It will end soon, or has ended."}},
-            FINDING,
+            (*FINDING, CrossOrigin),
         ),
     },
     "/conversations/{conversation_id}/streams": {
@@ -151,7 +151,7 @@ PATHS: dict[str, Shape] = {
             "Cancels and forgets all that you began in a conversation",
             BEARER,
             {"204": {"description": "Nothing of it is left here."}},
-            (*GETTING_IN, Forbidden, NotFound, StoreUnavailable, ConversationBusy),
+            (*GETTING_IN, Forbidden, CrossOrigin, NotFound, StoreUnavailable, ConversationBusy),
         ),
     },
     "/healthz": {

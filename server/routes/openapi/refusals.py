@@ -10,6 +10,7 @@ Refusal = type[RelayError]
 
 EVERYWHERE: tuple[Refusal, ...] = (
     errors.InternalError,
+    errors.NeedsGevent,
     errors.HostNotAllowed,
     errors.AddressTooLong,
     errors.HeadersTooLarge,
@@ -26,6 +27,7 @@ ASKING: tuple[Refusal, ...] = (
     errors.UnsupportedMediaType,
     errors.KeyUsedOtherwise,
     errors.Forbidden,
+    errors.CrossOrigin,
     errors.TooManyRequests,
     errors.TooManyTurnsOfCaller,
     errors.TooManyTurns,
