@@ -407,14 +407,14 @@ def load(**given: str) -> Settings:
 
     Raises SettingsError with the first setting that cannot be right.
     """
-    found = read()
+    found = read(**given)
     if isinstance(found, Settings):
         return found
     raise found[0]
 
 
-def read() -> "Settings | list[SettingsError]":
-    """Reads the environment and `.env`; else all that cannot be right, at least one."""
+def read(**given: str) -> "Settings | list[SettingsError]":
+    """As `load`, but returns all that cannot be right, at least one."""
     try:
         return Settings(**given)  # type: ignore[arg-type]  # checked there
     except ValidationError as error:
