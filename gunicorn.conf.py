@@ -8,7 +8,7 @@ from server.journal.engines import prepare_or_exit
 from server.metrics_folder import clear_slot, keep_slot, make_folder, take_slot
 from server.settings import load_or_exit
 from server.telemetry import log_config
-from server.worker import Log, hurry_on_second_term, look_before_start
+from server.worker import Log, check_before_reload, hurry_on_second_term, look_before_start
 
 settings = load_or_exit()
 prepare_or_exit(settings.store_url)
@@ -46,8 +46,12 @@ pre_fork = take_slot
 post_fork = keep_slot
 child_exit = clear_slot
 
-# A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
-when_ready = hurry_on_second_term
+
+def when_ready(arbiter: Any) -> None:
+    """A second TERM ends what runs with `interrupted`, quickly, as INT does at once; HUP looks before it leaps."""
+    hurry_on_second_term(arbiter)
+    check_before_reload(arbiter)
+
 
 # An idle connection is kept for a proxy's next request, but a stopping worker waits for it: no longer than this. The
 # head of each request must be there within the same time, or the connection ends: 0 would be no limit.
