@@ -1,12 +1,13 @@
 """gunicorn's settings, each with its reason. The relay's own are in the environment: see server/settings.py."""
 
 import os
+from typing import Any
 
 # The worker class, what it needs around it, and how long it may take to stop.
 from server.gunicorn_hooks import *  # noqa: F403
-from server.settings import load_or_exit
+from server.settings import load, load_or_exit
 from server.telemetry import log_config
-from server.worker import Log
+from server.worker import Log, check_before_reload, hurry_on_second_term
 
 settings = load_or_exit()
 
@@ -20,6 +21,13 @@ workers = settings.web_concurrency
 
 # Waiting connections while a worker is busy setting up many streams at once.
 backlog = 2048
+
+
+def when_ready(arbiter: Any) -> None:
+    """As for an app, but that here the settings must say who may ask."""
+    hurry_on_second_term(arbiter)
+    check_before_reload(arbiter, load)
+
 
 # A worker whose hub is blocked for so long is killed. Streams do not count: the hub runs on while they wait.
 timeout = 30

@@ -14,7 +14,7 @@ from typing import Any
 from .journal.engines import prepare_or_exit
 from .metrics_folder import clear_slot, keep_slot, make_folder, take_slot
 from .settings import load_for_app, load_or_exit
-from .worker import hurry_on_second_term, look_before_start
+from .worker import check_before_reload, hurry_on_second_term, look_before_start
 
 __all__ = [
     "child_exit",
@@ -53,8 +53,12 @@ pre_fork = take_slot
 post_fork = keep_slot
 child_exit = clear_slot
 
-# A second TERM ends what runs with `interrupted`, quickly, as INT does at once.
-when_ready = hurry_on_second_term
+
+def when_ready(arbiter: Any) -> None:
+    """A second TERM ends what runs with `interrupted`, quickly, as INT does at once; HUP looks before it leaps."""
+    hurry_on_second_term(arbiter)
+    check_before_reload(arbiter, load_for_app)
+
 
 # Each worker loads the app itself: the worker class patches the standard library first, which a preload would precede.
 preload_app = False

@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from . import surroundings
 from .access.keys import read_file
 from .errors import AddressTooLong, BadRequest, HeadersTooLarge
-from .settings import Settings, leave
+from .settings import Settings, SettingsError, leave
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -196,6 +197,20 @@ def hurry_on_second_term(arbiter: Any) -> None:
         seen.append(number)
 
     signal.signal(signal.SIGTERM, on_term)
+
+
+def check_before_reload(arbiter: Any, read: Callable[[], Settings]) -> None:
+    """Makes HUP change nothing when the settings have become wrong; gunicorn itself would end the server."""
+
+    def on_hup(number: int, frame: Any) -> None:
+        try:
+            read()
+        except SettingsError as error:
+            log.error("not reloaded", extra={"detail": str(error)})  # noqa: TRY400 - the sentence says it all
+        else:
+            arbiter.signal(number, frame)
+
+    signal.signal(signal.SIGHUP, on_hup)
 
 
 def relays() -> list["Relay"]:

@@ -1,4 +1,4 @@
-"""Behind a real nginx, as the README sets it up: what it lets through, and what a stranger can make of that."""
+"""Behind a real nginx, set up with the least that it takes: what passes, and what a stranger can make of that."""
 
 import os
 import shutil
