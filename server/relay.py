@@ -4,14 +4,16 @@ import secrets
 import weakref
 from typing import ClassVar
 
-from flask import Flask
+from flask import Flask, has_request_context, request
 
+from . import tracing
 from .access.caller import Caller
 from .access.guard import make_access
 from .credentials import Credentials
 from .gateway import Gateway
 from .journal.engines import open_journal
 from .prompt import Prompt
+from .readiness import Readiness
 from .settings import Settings, secret_text
 from .transcript import Transcript
 from .transcript.conversation import Sink
@@ -37,6 +39,7 @@ class Relay:
         )
         self.access = make_access(settings, journal.secret)
         self.turns = Turns(settings, self.gateway, journal)
+        self.readiness = Readiness(self.turns, self.credentials)
         self.sink = make_sink(settings, self.credentials)
         self.transcript: Transcript | None = None
         if self.sink is not None:
@@ -57,9 +60,12 @@ class Relay:
         register(app)
 
     def begin(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:
-        """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden."""
+        """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden.
+
+        Called while a request is answered, the turn belongs to the trace of that request.
+        """
         caller.check(conversation_id)
-        return self.turns.start(prompt, conversation_id, caller.name, key)
+        return self.turns.start(prompt, conversation_id, caller.name, key, trace_of_request())
 
     @property
     def busy(self) -> bool:
@@ -81,6 +87,12 @@ class Relay:
         self.access.close()
         if self.credentials is not None:
             self.credentials.close()
+
+
+def trace_of_request() -> tracing.TraceContext | None:
+    if not has_request_context():
+        return None
+    return tracing.read(request.headers.get("traceparent"), request.headers.get("tracestate"))
 
 
 def make_credentials(settings: Settings) -> Credentials | None:
