@@ -151,6 +151,13 @@ class RecordingTracer:
             self._provider.force_flush(int(LAST_EXPORT * 1000))
 
 
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether OTEL_* names a collector, and does not switch traces off."""
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none":
+        return False
+    return any(environment.get(name) for name in ENDPOINTS)
+
+
 def own_name() -> dict[str, str]:
     """What the service is called, unless OTEL_* says it."""
     is_said = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
@@ -164,17 +171,12 @@ def known(attributes: Attributes) -> dict[str, str | int | float | list[str]]:
 @cache
 def tracer() -> Tracer:
     """The process's one. To be called first in the worker, once it has been forked."""
-    is_off = (
-        os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
-    )
-    if is_off or not any(os.environ.get(name) for name in ENDPOINTS):
+    if not is_wanted(os.environ):
         return PlainTracer()
     try:
         return RecordingTracer()
     except ImportError:
-        log.warning(
-            "no spans: OTEL_* names a collector, but the extra is missing: pip install 'genesys-sse-relay[otel]'"
-        )
+        log.warning("no spans: OTEL_* names a collector, but the extra `otel` is not installed")
         return PlainTracer()
 
 
