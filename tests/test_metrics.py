@@ -162,7 +162,7 @@ def test_turns_tokens_and_times_add_up_over_workers_and_a_reload(pair, sandbox, 
     samples = pair.samples()
     assert samples["relay_token_gap_seconds_bucket:+Inf"] == 12 * 9
     assert 0.002 * 100 < samples["relay_token_gap_seconds_sum"] < samples["relay_turn_duration_seconds_sum"]
-    assert samples["relay_journal_flush_seconds_count"] >= 12
+    assert samples["relay_journal_flush_seconds_count"] >= 3
     assert samples["relay_access_token_fetches_total:ok"] >= 2
     assert samples["relay_loop_delay_seconds_count"] > 0
     assert samples["relay_cpu_seconds_total"] > 0.1
