@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from . import metrics
+from .metrics import token_gap
+from .metrics import tokens as all_tokens
 
 
 @dataclass(slots=True)
@@ -21,14 +23,14 @@ class Measure:
         if self.first is None:
             self.first = now
             metrics.first_token.observe(now - self.began)
-            metrics.token_gap.add_zeros(tokens - 1)
+            token_gap.add_zeros(tokens - 1)
         else:
             gap = now - self.last
             self.longest_gap = max(self.longest_gap, gap)
-            metrics.token_gap.observe(gap, tokens - 1)
+            token_gap.observe(gap, tokens - 1)
         self.last = now
         self.tokens += tokens
-        metrics.tokens.inc(tokens)
+        all_tokens.inc(tokens)
 
     def note_followers(self, count: int) -> None:
         self.followers = max(self.followers, count)

@@ -4,6 +4,7 @@ Asked by load balancers, each second and by many, so asking costs nothing: the s
 there anyway, the token by the one that is at hand, and what was found holds for a moment.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from gevent.event import AsyncResult
 from .credentials import Credentials
 from .errors import CredentialsError, CredentialsUnavailable
 from .turns import Turns
+
+log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT = 2.0  # seconds for each; all are made at the same time
 FRESH = 1.0  # seconds that what was found holds
@@ -41,7 +44,7 @@ NO_LOGIN = Check(
     "Genesys Cloud's login cannot be reached. Check GENESYS_OAUTH_URL, the network, HTTPS_PROXY, and whether the login "
     "itself is out of order."
 )
-BROKEN = Check("The check itself broke. See `readiness` in the log.")
+BROKEN = Check("The check itself broke. See `readiness check broke` in the log, and report it.")
 
 
 class Readiness:
@@ -71,7 +74,7 @@ class Readiness:
         }
         gevent.joinall(list(made.values()))
         self._found_until = time.monotonic() + FRESH
-        result.set({name: BROKEN if check.value is None else check.value for name, check in made.items()})
+        result.set({name: check.value for name, check in made.items()})
 
     def _check_store(self) -> Check:
         return GOOD if self._turns.wait_for_store() else NO_STORE
@@ -94,9 +97,13 @@ def advice(error: CredentialsError) -> Check:
 
 
 def within(seconds: float, check: Callable[[], Check], late: Check) -> Check:
-    """What the check finds, or `late` when it takes longer."""
-    with gevent.Timeout(seconds, False):
-        return check()
+    """What the check finds, or `late` when it takes longer; never raises, or whoever asks would wait without end."""
+    try:
+        with gevent.Timeout(seconds, False):
+            return check()
+    except Exception:
+        log.exception("readiness check broke")
+        return BROKEN
     return late
 
 

@@ -10,11 +10,13 @@ import secrets
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 import gevent
 
 from . import tracing
 from .prompt import Prompt
+from .telemetry import hide_for_good
 from .tracing import TraceContext
 from .version import VERSION
 
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 SERVICE = "genesys-sse-relay"
+PROVIDER = "genesys.cloud"  # none that the conventions name
 LAST_EXPORT = 1.0  # seconds for what is left when the worker goes
 
 Value = str | int | float | list[str] | None
@@ -125,6 +129,7 @@ class RecordingTracer:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
+        hide_for_good(*header_values(os.environ))
         resource = Resource.create({"service.version": VERSION} | own_name())
         self._provider: TracerProvider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -158,6 +163,12 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in ENDPOINTS)
 
 
+def header_values(environment: Mapping[str, str]) -> list[str]:
+    """What the collector lets us in by."""
+    pairs = ",".join(environment.get(name, "") for name in HEADERS).split(",")
+    return [unquote(pair.partition("=")[2]).strip() for pair in pairs]
+
+
 def own_name() -> dict[str, str]:
     """What the service is called, unless OTEL_* says it."""
     is_said = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
@@ -180,12 +191,13 @@ def tracer() -> Tracer:
         return PlainTracer()
 
 
-def of_prompt(turn_id: str, conversation_id: str | None, prompt: Prompt) -> Attributes:
+def of_prompt(turn_id: str, conversation_id: str | None, prompt: Prompt, default_model: str | None) -> Attributes:
     return {
         "relay.turn": turn_id,
         "gen_ai.operation.name": "chat",
         "gen_ai.conversation.id": conversation_id,
-        "gen_ai.request.model": prompt.model,
+        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.request.model": prompt.model or default_model,
         "gen_ai.request.temperature": prompt.temperature,
         "gen_ai.request.max_tokens": prompt.max_tokens,
     }

@@ -173,7 +173,9 @@ class Turns:
             fingerprint=key.fingerprint if key else "",
             mirrored=self._mirror is not None and conversation_id is not None,
         )
-        span = self._tracer.begin(trace, spans.of_prompt(entry.id, conversation_id, prompt))
+        span = self._tracer.begin(
+            trace, spans.of_prompt(entry.id, conversation_id, prompt, self._settings.gateway_model)
+        )
         chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout, span)
         content = Content(entry.id, prompt) if self._settings.log_content else None
         tail = Tail(entry.id, self._journal)
