@@ -29,12 +29,12 @@ def beat() -> None:
     """For ever: how late the hub lets it wake is what everything else in this worker waits as well."""
     used = 0.0  # CPU seconds counted
     while True:
-        due = time.monotonic() + INTERVAL
-        gevent.sleep(INTERVAL)
-        metrics.loop_delay.observe(max(0.0, time.monotonic() - due))
         now = time.process_time()
         metrics.cpu_seconds.inc(now - used)
         used = now
         with suppress(OSError):  # a system without /proc
             metrics.memory.set(int(STATM.read_text().split()[1]) * PAGE)
         metrics.flush()
+        due = time.monotonic() + INTERVAL
+        gevent.sleep(INTERVAL)
+        metrics.loop_delay.observe(max(0.0, time.monotonic() - due))
