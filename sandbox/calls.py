@@ -4,6 +4,7 @@ import asyncio
 import time
 import weakref
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any
 
 from .faults import CALLS, Order
@@ -31,12 +32,13 @@ class Calls:
         self.oauth_figures["issued" if status == 200 and order_issues(order) else "refused"] += 1
         self._note("oauth", status, order)
 
-    def gateway(self, status: int | None, order: Order | None, prompt: str | None) -> None:
+    def gateway(self, status: int | None, order: Order | None, prompt: str | None, headers: Mapping[str, str]) -> None:
         """Counts one call; `status` is None when the connection was reset without an answer."""
         self.gateway_figures["calls"] += 1
         if status is not None:
             self.statuses[str(status)] += 1
-        self._note("gateway", status, order, prompt=prompt)
+        trace = {name: headers.get(name) for name in ("traceparent", "tracestate")}
+        self._note("gateway", status, order, prompt=prompt, **trace)
 
     def connection(self, transport: asyncio.BaseTransport | None) -> bool:
         """Counts a connection once; returns whether it has come before."""

@@ -59,12 +59,12 @@ class Gateway:
                 raise ConnectionResetError
             question = await self._admit(request, body, order)
         except Refusal as refusal:
-            self._calls.gateway(refusal.status, order, prompt)
+            self._calls.gateway(refusal.status, order, prompt, request.headers)
             return refusal.response()
         except ConnectionResetError:
-            self._calls.gateway(None, order, prompt)
+            self._calls.gateway(None, order, prompt, request.headers)
             return web.Response()
-        self._calls.gateway(200, order, prompt)
+        self._calls.gateway(200, order, prompt, request.headers)
         if order is not None and order.fault == "html":
             return web.Response(text="<html><body>Please sign in</body></html>", content_type="text/html")
         if not question.stream:

@@ -17,6 +17,7 @@ import requests
 from gevent.event import AsyncResult
 from urllib3.exceptions import HTTPError
 
+from . import metrics
 from .backoff import MAX_RETRY_AFTER, full_jitter, retry_after
 from .errors import CredentialsError, CredentialsRejected, CredentialsUnavailable
 from .telemetry import hide
@@ -72,6 +73,11 @@ class Credentials:
         if token is not None and time.monotonic() < token.ends:
             return token.value
         return self._fetch_once()
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether `token` would return at once."""
+        return self._token is not None and time.monotonic() < self._token.ends
 
     def renew(self, refused: str) -> str:
         """A token in place of `refused`, which the platform has answered with 401. Raises as `token` does.
@@ -136,6 +142,15 @@ class Credentials:
                     return  # the next request fetches, and starts this again
 
     def _fetch(self) -> Token:
+        try:
+            token = self._ask_patiently()
+        except CredentialsError as error:
+            metrics.token_fetches["rejected" if isinstance(error, CredentialsRejected) else "unavailable"].inc()
+            raise
+        metrics.token_fetches["ok"].inc()
+        return token
+
+    def _ask_patiently(self) -> Token:
         for attempt in range(1, TRIES + 1):
             try:
                 return self._ask()

@@ -6,7 +6,7 @@ and throws GatewayStalled or TurnTimedOut into the greenlet that reads.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from random import random
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import gevent
 import orjson
 from geventhttpclient.response import HTTPParseError
 
+from . import metrics
 from .backoff import MAX_RETRY_AFTER, full_jitter, retry_after
 from .chunks import Broken, ChunkReader, Delta
 from .connections import Answer, Connections
@@ -28,10 +29,12 @@ from .errors import (
     GatewayUnauthorized,
     GatewayUnavailable,
     RateLimited,
+    RelayError,
     TurnTimedOut,
 )
 from .prompt import Message, Prompt
 from .settings import Settings
+from .spans import Span
 from .sse import Retrying
 
 E = TypeVar("E", bound=GatewayError)
@@ -52,9 +55,9 @@ class Gateway:
         self._credentials = credentials
         self._connections = Connections(settings.genesys_gateway_url, keep=connections)
 
-    def open_chat(self, prompt: Prompt, turn_id: str, deadline: float) -> "Chat":
+    def open_chat(self, prompt: Prompt, turn_id: str, deadline: float, span: Span) -> "Chat":
         """A question, not asked before it is iterated. `deadline` is in seconds of the monotonic clock."""
-        return Chat(self, prompt, turn_id, deadline)
+        return Chat(self, prompt, turn_id, deadline, span)
 
     def close(self) -> None:
         self._connections.close()
@@ -89,12 +92,16 @@ class Gateway:
             fields["model"] = model
         return orjson.dumps(fields)
 
-    def post(self, body: bytes, token: str) -> Answer:
-        """Sends one request and returns the answer once its head is there. Raises GatewayUnavailable."""
+    def post(self, body: bytes, token: str, trace: Mapping[str, str]) -> Answer:
+        """Sends one request, with the headers of its trace, and returns the answer once its head is there.
+
+        Raises GatewayUnavailable.
+        """
         headers = {
             "Authorization": f"Bearer {token}",
             "Content-Type": "application/json",
             "Accept": "application/x-ndjson",
+            **trace,
         }
         try:
             return self._connections.post(headers, body)
@@ -106,8 +113,11 @@ class Gateway:
 class Chat:
     """One question and its answer. Iterating blocks the greenlet; it may be done once."""
 
-    def __init__(self, gateway: Gateway, prompt: Prompt, turn_id: str, deadline: float) -> None:
+    def __init__(self, gateway: Gateway, prompt: Prompt, turn_id: str, deadline: float, span: Span) -> None:
         self.silent_since: float | None = None  # monotonic seconds, while the gateway's next byte is awaited
+        self.retries = 0
+        self.correlation: str | None = None  # of the last answer
+        self._span = span
         self._gateway = gateway
         self._body = gateway.body(prompt)
         self._turn_id = turn_id
@@ -125,7 +135,7 @@ class Chat:
         """
         for attempt in range(1, self._gateway.tries + 1):
             try:
-                yield from self._try()
+                yield from self._try(attempt)
                 return
             except RETRYABLE as error:
                 self._drop_response()
@@ -135,7 +145,7 @@ class Chat:
                 patience = min(MAX_RETRY_AFTER, self._deadline - time.monotonic())
                 if attempt == self._gateway.tries or wait > patience:
                     raise without_answer(error) from None
-                self._log_retry(attempt, wait, error)
+                self._note_retry(attempt, wait, error)
                 yield [Retrying(wait, error.code)]
                 gevent.sleep(wait)
 
@@ -154,8 +164,19 @@ class Chat:
             self._response.release()
             self._response = None
 
-    def _try(self) -> Iterator[Sequence[Delta | Retrying]]:
-        self._response = response = self._ask()
+    def _try(self, attempt: int) -> Iterator[Sequence[Delta | Retrying]]:
+        span = self._span.child("chat", {"gen_ai.operation.name": "chat", "relay.attempt": attempt})
+        failed = None
+        try:
+            yield from self._answer(span)
+        except RelayError as error:
+            failed = error.code
+            raise
+        finally:
+            span.end(failed)
+
+    def _answer(self, span: Span) -> Iterator[Sequence[Delta | Retrying]]:
+        self._response = response = self._ask(span)
         refuse_other_content(response)
         reader = ChunkReader()
         try:
@@ -174,27 +195,33 @@ class Chat:
             raise with_correlation(broken.reason, response) from None
         self._done = True
 
-    def _ask(self) -> Answer:
+    def _ask(self, span: Span) -> Answer:
         """The answer's head, with a second token where the first is refused. Raises what the status means."""
         token = self._gateway.access_token()
-        response = self._send(token)
+        response = self._send(token, span)
         if response.status_code == 401:
             response.release()
-            log.info("gateway refused the access token", extra={"turn": self._turn_id, **correlation(response)})
+            log.info("gateway refused the access token", extra=self._names | correlation(response))
             if other := self._gateway.other_token(token):
-                response = self._send(other)
+                self.retries += 1
+                metrics.gateway_retries[GatewayUnauthorized.code].inc()
+                span.note("retry", {"cause": GatewayUnauthorized.code})
+                response = self._send(other, span)
         if response.status_code != 200:
             error = refusal(response)
             response.release()
             raise error
         return response
 
-    def _send(self, token: str) -> Answer:
+    def _send(self, token: str, span: Span) -> Answer:
         self.silent_since = time.monotonic()
         try:
-            return self._gateway.post(self._body, token)
+            response = self._gateway.post(self._body, token, span.context.headers)
         finally:
             self.silent_since = None
+        self.correlation = correlation(response).get("correlation")
+        span.set({"http.response.status_code": response.status_code, "genesys.correlation_id": self.correlation})
+        return response
 
     def _read(self, response: Answer) -> bytes:
         """What has arrived; b"" at the end of the body. Raises AnswerCut or TurnTimedOut."""
@@ -217,9 +244,17 @@ class Chat:
                 return read_some(response)
         return b""
 
-    def _log_retry(self, attempt: int, wait: float, error: GatewayError) -> None:
-        fields = {"turn": self._turn_id, "code": error.code, "attempt": attempt, "wait": round(wait, 2)}
-        log.warning("gateway failed, trying again", extra=fields | {"detail": error.detail})
+    def _note_retry(self, attempt: int, wait: float, error: GatewayError) -> None:
+        self.retries += 1
+        metrics.gateway_retries[error.code].inc()
+        self._span.note("retry", {"cause": error.code, "wait": wait})
+        fields = {"code": error.code, "attempt": attempt, "wait": round(wait, 2), "detail": error.detail}
+        log.warning("gateway failed, trying again", extra=self._names | fields)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """For log lines."""
+        return {"turn": self._turn_id, "trace": self._span.context.trace_id}
 
 
 def read_some(response: Answer) -> bytes:

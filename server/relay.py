@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 
 from flask import Flask, has_request_context, request
 
-from . import surroundings
+from . import surroundings, tracing
 from .access.caller import Caller
 from .access.guard import Hook, caller_of_app, make_access
 from .answer import Answer
@@ -16,6 +16,7 @@ from .errors import ConversationRequired
 from .gateway import Gateway
 from .journal.engines import open_journal
 from .prompt import Prompt, read_fields
+from .readiness import Readiness
 from .settings import Settings, load_for_app, secret_text
 from .transcript import Transcript
 from .transcript.conversation import Sink
@@ -61,6 +62,7 @@ class Relay:
         self._keep_secret = journal.secret
         self.access = make_access(settings, journal.secret)
         self.turns = Turns(settings, self.gateway, journal)
+        self.readiness = Readiness(self.turns, self.credentials)
         self.sink = make_sink(settings, self.credentials)
         self.transcript: Transcript | None = None
         if self.sink is not None:
@@ -112,9 +114,7 @@ class Relay:
         surroundings.check()
         asked = read_fields(
             {
-                "prompt" if isinstance(prompt, str) else "messages": prompt
-                if isinstance(prompt, str)
-                else list(prompt),
+                **({"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}),
                 "conversationId": conversation_id,
                 "temperature": temperature,
                 "max_tokens": max_tokens,
@@ -139,9 +139,12 @@ class Relay:
         return self.access.identify(request.headers.get("Authorization"))
 
     def begin(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:
-        """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden."""
+        """Begins a turn and its way into the transcript; returns and raises as `Turns.start`, or Forbidden.
+
+        Called while a request is answered, the turn belongs to the trace of that request.
+        """
         caller.check(conversation_id)
-        return self.turns.start(prompt, conversation_id, caller.name, key)
+        return self.turns.start(prompt, conversation_id, caller.name, key, trace_of_request())
 
     @property
     def busy(self) -> bool:
@@ -163,6 +166,12 @@ class Relay:
         self.access.close()
         if self.credentials is not None:
             self.credentials.close()
+
+
+def trace_of_request() -> tracing.TraceContext | None:
+    if not has_request_context():
+        return None
+    return tracing.read(request.headers.get("traceparent"), request.headers.get("tracestate"))
 
 
 def make_credentials(settings: Settings) -> Credentials | None:

@@ -7,6 +7,7 @@ Done.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from .errors import AnswerTooLong, InternalError, Interrupted, RelayError
 from .gateway import Chat
 from .journal import AHEAD, Entry
 from .journal.tail import Follower, Tail
+from .measure import Measure
+from .spans import Span
 from .sse import Done, Event, Failure, Retrying, Token
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class Turn:
         chat: Chat,
         wait_for_lease: Callable[..., None],
         on_events: Callable[["Turn"], None],
+        span: Span,
         content: Content | None = None,
     ) -> None:
         """`wait_for_lease` is called before each step, `on_events` when there is something new for the journal.
@@ -79,7 +83,8 @@ class Turn:
         self._can_break = False
         self._ending = False
         self._end_asked: Reason | None = None
-        self._first_token: float | None = None
+        self._span = span
+        self._measure = Measure(self.began)
         self._chars = 0
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
@@ -109,7 +114,9 @@ class Turn:
     def follow(self, cursor: int, can_return: bool) -> Follower:
         """A cursor for someone who reads along."""
         self.unfollowed_since = None
-        return self.tail.follow(cursor, can_return=can_return)
+        follower = self.tail.follow(cursor, can_return=can_return)
+        self._measure.note_followers(self.tail.audience)
+        return follower
 
     def watch(self) -> None:
         """Someone follows on another worker."""
@@ -171,7 +178,7 @@ class Turn:
         except RelayError as error:
             return "failed", error
         except Exception:
-            log.exception("turn broke", extra={"turn": self.id})
+            log.exception("turn broke", extra=self._names)
             return "failed", InternalError()
         return "complete", None
 
@@ -192,6 +199,7 @@ class Turn:
     def _take(self, deltas: Sequence[Delta | Retrying]) -> None:
         events: list[Event] = []
         next_id = self.tail.last_id + 1
+        texts = 0
         for delta in deltas:
             if isinstance(delta, Retrying):
                 self.tail.tell(delta)
@@ -199,6 +207,7 @@ class Turn:
             if delta.text:
                 events.append(Token(next_id + len(events), delta.text))
                 self._chars += len(delta.text)
+                texts += 1
                 if self._content is not None:
                     self._content.add(delta.text)
             self._finish_reason = delta.finish_reason or self._finish_reason
@@ -206,11 +215,17 @@ class Turn:
         if events:
             if self.state == "starting":
                 self._move("streaming")
-                self._first_token = time.monotonic()
+            if texts:
+                self._note_texts(texts)
             self.tail.append(events)
             self._on_events(self)
         if self._chars > MAX_ANSWER_CHARS:
             raise AnswerTooLong
+
+    def _note_texts(self, count: int) -> None:
+        if self._measure.first is None:
+            self._span.note("first_token")
+        self._measure.take(time.monotonic(), count)
 
     def _end(self, status: str, error: RelayError | None = None) -> None:
         self._move(status)
@@ -220,13 +235,13 @@ class Turn:
         events.append(Done(self.tail.last_id + 1 + len(events), status, self._finish_reason, self._usage))
         self.tail.append(events)
         self._on_events(self)
-        self._log_end(status, error)
+        self._tell_end(status, error)
 
     def _end_as_told(self) -> None:
         """Ends as the journal says: the closing events are another worker's."""
         self._move("interrupted")
         self.tail.adopt_closing()
-        self._log_end("interrupted", Interrupted(detail="another worker took over: this one was silent for too long"))
+        self._tell_end("interrupted", Interrupted(detail="another worker took over: this one was silent for too long"))
 
     def _move(self, state: str) -> None:
         if state not in MOVES[self.state]:
@@ -234,24 +249,53 @@ class Turn:
         self.state = state
         self._ended_at = time.time() if state in ENDS else None
 
-    def _log_end(self, status: str, error: RelayError | None) -> None:
+    def _tell_end(self, status: str, error: RelayError | None) -> None:
+        """The turn's one line in the log, its counts, and the end of its span."""
+        now = time.monotonic()
+        code = error.code if error is not None else None
+        self._measure.end(now, status, code or "")
+        usage = tokens_used(self._usage)
+        self._span.set(
+            {
+                "relay.status": status,
+                "gen_ai.response.finish_reasons": [self._finish_reason] if self._finish_reason else None,
+                "gen_ai.usage.input_tokens": usage.get("prompt_tokens"),
+                "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
+            }
+        )
+        self._span.end(code)
         fields: dict[str, Any] = {
-            "turn": self.id,
-            "conversation": self.conversation_id,
+            **self._names,
             "status": status,
             "finish_reason": self._finish_reason,
             "reason": self._cancelled_for,
             "events": self.tail.last_id,
-            "first_token_ms": milliseconds(self.began, self._first_token),
-            "duration_ms": milliseconds(self.began, time.monotonic()),
+            "chars": self._chars,
+            **self._measure.fields(now),
+            **usage,
+            "retries": self.chat.retries,
+            "correlation": self.chat.correlation,
+            "worker": os.getpid(),
         }
         if error is None:
             log.info("turn ended", extra=fields)
         else:
-            log.warning("turn failed", extra=fields | {"code": error.code, "detail": error.detail})
+            log.warning("turn failed", extra=fields | {"code": code, "detail": error.detail})
         if self._content is not None:
             self._content.log()
 
+    @property
+    def _names(self) -> dict[str, str | None]:
+        """For log lines: what they can be searched by."""
+        return {
+            "turn": self.id,
+            "conversation": self.conversation_id,
+            "caller": self._entry.caller,
+            "trace": self._span.context.trace_id,
+        }
 
-def milliseconds(begin: float, end: float | None) -> float | None:
-    return None if end is None else round((end - begin) * 1000, 1)
+
+def tokens_used(usage: dict[str, Any] | None) -> dict[str, int]:
+    """What the gateway has counted, where it is a count."""
+    counts = {name: (usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return {name: count for name, count in counts.items() if type(count) is int and 0 <= count < 2**63}

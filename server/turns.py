@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import gevent
 from gevent.event import Event as Flag
 
+from . import metrics, pulse, spans
 from .access.allowance import Standing
 from .bell import Bell
 from .content import Content
@@ -38,6 +39,7 @@ from .journal.tail import Follower, Tail
 from .prompt import Prompt
 from .settings import Settings
 from .sse import Event
+from .tracing import TraceContext
 from .turn import Cancelled, Lost, Turn
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class Turns:
         self._closed = False
         self._health = Health()
         self._flusher = Flusher(journal, self._health, self._lose)
+        self._tracer: spans.Tracer = spans.PlainTracer()
         self._courier = Courier(journal, self._health, self._take_wish, self._note_gap)
         self._mirror: Mirror | None = None
         self._greenlets: list[gevent.Greenlet[..., None]] = []
@@ -111,6 +114,15 @@ class Turns:
     @property
     def draining(self) -> bool:
         return self._dismissing
+
+    def wait_for_store(self) -> bool:
+        """Whether the store keeps what this worker writes, its lease first of all: it renews that all the time.
+
+        Waits for the first renewal, and while one takes longer than it should.
+        """
+        self.open()
+        self._courier.wait_for_lease()
+        return not self._health.failing
 
     @property
     def all_kept(self) -> bool:
@@ -124,13 +136,25 @@ class Turns:
     def open(self) -> None:
         """Starts the greenlets; may be repeated."""
         if not self._greenlets:
+            pulse.start()
+            metrics.turns_limit.inc(self._settings.max_turns)
+            self._tracer = spans.tracer()
             courier = self._courier
             loops = [courier.hold_lease, self._sweep, self._flusher.run, courier.carry, courier.tend]
             loops += self._mirror.loops() if self._mirror else []
             self._greenlets = [gevent.spawn(run_for_ever, loop) for loop in loops]
 
-    def start(self, prompt: Prompt, conversation_id: str | None, caller: str, key: Key | None) -> Started:
+    def start(
+        self,
+        prompt: Prompt,
+        conversation_id: str | None,
+        caller: str,
+        key: Key | None,
+        trace: TraceContext | None = None,
+    ) -> Started:
         """Begins a turn, or finds the one that the same caller's `key` has begun before.
+
+        `trace` is where whoever asks stands in a trace.
 
         Raises TooManyTurns, Draining, StoreUnavailable, KeyUsedOtherwise, TooManyRequests or TooManyTurnsOfCaller;
         nothing was asked then.
@@ -149,10 +173,13 @@ class Turns:
             fingerprint=key.fingerprint if key else "",
             mirrored=self._mirror is not None and conversation_id is not None,
         )
-        chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout)
+        span = self._tracer.begin(
+            trace, spans.of_prompt(entry.id, conversation_id, prompt, self._settings.gateway_model)
+        )
+        chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout, span)
         content = Content(entry.id, prompt) if self._settings.log_content else None
         tail = Tail(entry.id, self._journal)
-        turn = Turn(entry, tail, chat, self._courier.wait_for_lease, self._note_events, content)
+        turn = Turn(entry, tail, chat, self._courier.wait_for_lease, self._note_events, span, content)
         self._running += 1
         self.idle.clear()
         found = None
@@ -167,6 +194,8 @@ class Turns:
         if found.id != entry.id:
             return Started(found)
         self._turns[entry.id] = turn
+        metrics.turns_begun.inc()
+        metrics.turns_running.inc()
         if self._interrupted:
             turn.end_with(Interrupted())
         turn.start(self._note_end)
@@ -209,6 +238,7 @@ class Turns:
         else:
             follower = turn.follow(cursor, can_return)
         self._followers.add(follower)
+        metrics.followers.inc()
         return follower
 
     def listen(self, turn_id: str, cursor: int, bell: Bell) -> Follower:
@@ -243,7 +273,9 @@ class Turns:
     def leave(self, follower: Follower) -> None:
         """The follower goes; without any, the turn goes on for DISCONNECT_GRACE."""
         follower.close()
-        self._followers.discard(follower)
+        if follower in self._followers:  # `leave` may be repeated
+            self._followers.remove(follower)
+            metrics.followers.dec()
         turn = self._turns.get(follower.turn_id)
         if turn is not None:
             now = time.monotonic()
@@ -311,6 +343,8 @@ class Turns:
         self._flusher.flush_all()
         with suppress(StoreUnavailable):  # then the lease runs out by itself
             self._journal.close()
+        metrics.flush()
+        self._tracer.flush()
 
     def _lose(self, turn_id: str) -> None:
         turn = self._turns.get(turn_id)
@@ -357,6 +391,7 @@ class Turns:
         self._flusher.note(turn.tail)
 
     def _note_end(self, turn: Turn) -> None:
+        metrics.turns_running.dec()
         self._count_down()
 
     def _count_down(self) -> None:

@@ -111,6 +111,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             super().handle_error(req, client, addr, exc)
             return
         error = refusal_of(exc)
+        count_refusal(error)
         log.info(
             "request refused", extra={"code": error.code, "detail": type(exc).__name__, "client": addr and addr[0]}
         )
@@ -154,6 +155,12 @@ def refusal_of(error: ParseException) -> BadRequest:
     if isinstance(error, LimitRequestHeaders):
         return HeadersTooLarge()
     return BadRequest("This is no request in HTTP/1.1 that this server reads.")
+
+
+def count_refusal(error: BadRequest) -> None:
+    from .metrics import note_refusal  # noqa: PLC0415 - only after the worker has patched the standard library
+
+    note_refusal(error.code)
 
 
 def as_response(error: BadRequest) -> bytes:

@@ -78,6 +78,8 @@ def test_a_preflight_of_an_allowed_origin_is_answered_without_a_key(shop_relay, 
         "Content-Type",
         "Idempotency-Key",
         "Last-Event-ID",
+        "Traceparent",
+        "Tracestate",
     }
     assert int(answer.headers["Access-Control-Max-Age"]) <= 600
     assert "Origin" in words(answer.headers["Vary"])

@@ -4,15 +4,20 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from server import metrics_folder
+from server import metrics, metrics_folder
+from server.access.keys import make_key
+from server.measure import Measure
 
 from .conftest import ROOT, RelayServer, until
 
@@ -33,7 +38,7 @@ class CountingRelay(RelayServer):
         return requests.get(f"{self.url}/metrics", headers=headers, timeout=10)
 
     def samples(self):
-        """Values by name, with the label's value behind a colon."""
+        """Values by name, with the labels' values behind colons, in the order of their names."""
         families = text_string_to_metric_families(self.metrics().text)
         return {
             ":".join([sample.name, *sample.labels.values()]): sample.value
@@ -103,6 +108,204 @@ def test_a_reload_keeps_the_counts_and_no_file_is_left_over(counting):
     assert len(counters) <= 4, "old and new workers live at the same time for a while, but no longer"
 
 
+@pytest.fixture
+def pair(sandbox):
+    """Two workers that do their real work."""
+    relay = CountingRelay(sandbox.url, WEB_CONCURRENCY="2", TRANSCRIPT="off", MAX_TURNS="7", DISCONNECT_GRACE="-1")
+    until(lambda: len(relay.workers) == 2, "both workers")
+    yield relay
+    relay.stop()
+
+
+def reload(relay):
+    before = relay.workers
+    relay.process.process.send_signal(signal.SIGHUP)
+    until(lambda: len(relay.workers) == 2 and not {*before} & {*relay.workers}, "other workers")
+
+
+def shows(relay, **expected):
+    """Waits until /metrics has these values; what a worker adds up, another one shows a moment later."""
+    wrong = {}
+
+    def is_shown():
+        samples = relay.samples()
+        wrong.clear()
+        wrong.update({name: samples.get(f"relay_{name}") for name in expected})
+        return wrong == expected
+
+    try:
+        until(is_shown)
+    except AssertionError:
+        assert wrong == expected
+
+
+def test_turns_tokens_and_times_add_up_over_workers_and_a_reload(pair, sandbox, prompt):
+    tokens = [f"t{i} " for i in range(10)]
+    sandbox.script(prompt, tokens, interval_ms=2)
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda _: pair.ask(prompt).finish(), range(4)))
+        assert all(result.done["status"] == "complete" for result in results)
+        reload(pair)
+    shows(
+        pair,
+        turns_begun_total=12,
+        **{"turns_ended_total::complete": 12, "turns_ended_total:gateway_unavailable:failed": 0},
+        tokens_total=120,
+        first_token_seconds_count=12,
+        turn_duration_seconds_count=12,
+        token_gap_seconds_count=12 * 9,
+        turns_running=0,
+        turns_limit=14,
+        followers=0,
+        workers=2,
+        journal_failing=0,
+    )
+    samples = until(
+        lambda: (found := pair.samples())["relay_memory_resident_bytes"] > 2e7 and found, "both have measured"
+    )
+    assert samples["relay_token_gap_seconds_bucket:+Inf"] == 12 * 9
+    assert 0.002 * 100 < samples["relay_token_gap_seconds_sum"] < samples["relay_turn_duration_seconds_sum"]
+    assert samples["relay_journal_flush_seconds_count"] >= 3
+    assert samples["relay_access_token_fetches_total:ok"] >= 2
+    assert samples["relay_loop_delay_seconds_count"] > 0
+    assert samples["relay_cpu_seconds_total"] > 0.1
+    assert any(re.fullmatch(r"relay_build_info:3[.\d]+:0[.\d]+", name) for name in samples)
+
+
+def test_what_runs_is_shown_while_it_runs_and_dies_with_its_worker(pair, sandbox, prompt):
+    sandbox.script(prompt, ["a", "b"], gate=True)
+    answers = [pair.ask(prompt) for _ in range(6)]
+    for answer in answers:
+        assert answer.next_token() == "a"
+    shows(pair, turns_running=6, followers=6, tokens_total=6)
+    for worker in pair.workers:
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: pair._answers() and len(pair.workers) == 2, "other workers")
+    # Nothing that was counted is lost, and nothing that was alive is left over.
+    shows(pair, turns_running=0, followers=0, workers=2, turns_begun_total=6, tokens_total=6)
+    for answer in answers:
+        answer.close()
+
+
+def test_failures_retries_and_refusals_are_counted_by_their_cause(pair, sandbox, prompt):
+    sandbox.script(prompt, ["a"])
+    sandbox.fault("gateway", "rate_limited", prompt=prompt, retry_after=0)
+    assert pair.ask(prompt).finish().done["status"] == "complete"
+    sandbox.fault("gateway", "expired", prompt=prompt)
+    assert pair.ask(prompt).finish().done["status"] == "complete"
+    sandbox.fault("gateway", "bad_request_400", prompt=prompt)
+    assert pair.ask(prompt).finish().done["status"] == "failed"
+    sandbox.fault("gateway", "unavailable_503", calls=3, prompt=prompt, retry_after=0)
+    assert pair.ask(prompt).finish().done["status"] == "failed"
+    requests.post(f"{pair.url}/stream-llm", json={"prompt": ""}, timeout=10)
+    requests.get(f"{pair.url}/streams/nowhere", timeout=10)
+    with socket.create_connection(("127.0.0.1", int(pair.url.rpartition(":")[2]))) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        while client.recv(4096):
+            pass
+    expected = {
+        "turns_ended_total::complete": 2,
+        "turns_ended_total:gateway_rejected:failed": 1,
+        "turns_ended_total:gateway_unavailable:failed": 1,
+        "gateway_retries_total:rate_limited": 1,
+        "gateway_retries_total:gateway_unauthorized": 1,
+        "gateway_retries_total:gateway_unavailable": 2,
+        "requests_refused_total:stream_not_found": 1,
+        "requests_refused_total:bad_request": 2,
+    }
+    shows(pair, **expected)
+
+
+def test_a_store_that_fails_and_logins_that_do_are_counted(start_redis, sandbox, prompt):
+    redis = start_redis()
+    relay = CountingRelay(sandbox.url, STORE_URL=redis.url, TRANSCRIPT="off", GATEWAY_IDLE_TIMEOUT="60")
+    try:
+        sandbox.script(prompt, ["a", "b", "c"], gate=True)
+        answer = relay.ask(prompt)
+        assert answer.next_token() == "a"
+        redis.stop()
+        until(lambda: relay.samples()["relay_journal_failing"] == 1, "the store fails")
+        sandbox.receipt(prompt, 2)
+        assert answer.next_token() == "b"
+        until(lambda: relay.samples()["relay_journal_flush_failures_total"] > 0, "a flush fails")
+        redis.start()
+        shows(relay, journal_failing=0)
+        sandbox.expire_tokens()
+        sandbox.fault("oauth", "invalid_client")
+        assert relay.ask(prompt).finish().error["code"] == "credentials_rejected"
+        shows(relay, **{"access_token_fetches_total:rejected": 1, "access_token_fetches_total:ok": 1})
+    finally:
+        relay.stop()
+
+
+def test_gaps_are_those_between_tokens_and_the_longest_is_told():
+    measure = Measure(began=10.0)
+    for now, tokens in [(10.5, 1), (10.75, 1), (13.0, 5), (13.25, 2)]:
+        measure.take(now, tokens)
+    measure.note_followers(2)
+    measure.note_followers(1)
+    assert measure.fields(14.0) == {
+        "tokens": 9,
+        "first_token_ms": 500,
+        "longest_gap_ms": 2250,
+        "duration_ms": 4000,
+        "followers": 2,
+    }
+
+
+def test_values_added_up_are_counted_in_the_same_buckets_as_one_by_one():
+    registry = CollectorRegistry()
+    bounds = (0.1, 1.0, 10.0)
+    at_once = metrics.SpreadTally("at_once_seconds", "Added up.", bounds)
+    one_by_one = Histogram("one_by_one", "Counted.", registry=registry, buckets=bounds)
+    values = [0.0, 0.05, 0.1, 0.10001, 1.0, 3.0, 10.0, 11.0]
+    for value in values:
+        at_once.observe(value, 0)
+        one_by_one.observe(value)
+    at_once.flush()
+    at_once.flush()
+    for suffix, labels in [("_count", {}), ("_sum", {}), *(("_bucket", {"le": str(bound)}) for bound in bounds)]:
+        expected = registry.get_sample_value(f"one_by_one{suffix}", labels)
+        assert metrics.registry.get_sample_value(f"relay_at_once_seconds{suffix}", labels) == expected
+
+
+def test_one_line_sums_a_turn_up(start_relay, sandbox, prompt, conversation):
+    key = make_key("shop")
+    relay = start_relay(ACCESS="keys", RELAY_API_KEYS=key.entry, LOG_LEVEL="INFO")
+    sandbox.script(prompt, ["Hel", "lo", "!"], gate=True)
+    headers = {"Authorization": f"Bearer {key.key}"}
+    body = {"conversationId": conversation, "prompt": prompt}
+    url = relay.url + requests.post(f"{relay.url}/streams", json=body, headers=headers, timeout=10).json()["url"]
+    first, second = [requests.get(url, headers=headers, stream=True, timeout=30) for _ in range(2)]
+    sandbox.receipt(prompt, 3)
+    assert first.text.count('data: {"token"') == second.text.count('data: {"token"') == 3
+    turn = first.headers["X-Stream-Id"]
+    line = relay.logged(turn, "turn ended")
+    assert [entry for entry in relay.log if entry.get("turn") == turn and "status" in entry] == [line]
+    assert (
+        line
+        | {
+            "conversation": conversation,
+            "caller": "key:shop",
+            "status": "complete",
+            "finish_reason": "stop",
+            "tokens": 3,
+            "chars": 6,
+            "retries": 0,
+            "followers": 2,
+            "worker": relay.workers[0],
+        }
+        == line
+    )
+    assert 0 < line["first_token_ms"] <= line["duration_ms"]
+    assert 0 <= line["longest_gap_ms"] <= line["duration_ms"]
+    assert re.fullmatch(r"[\w-]{8,}", line["correlation"])
+    assert line["prompt_tokens"] > 0
+    assert line["completion_tokens"] > 0
+    assert key.key not in relay.process.output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_folder_is_gone_after_the_end(sandbox, number):
     relay = CountingRelay(sandbox.url)
@@ -157,8 +360,9 @@ def test_names_and_texts_follow_the_conventions(counting):
     for family in families:
         assert family.name.startswith("relay_")
         assert family.documentation.endswith(".")
-        assert family.type in ("counter", "gauge")
+        assert family.type in ("counter", "gauge", "histogram")
         assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
+        assert family.type != "histogram" or family.name.endswith("_seconds")
 
 
 def test_openmetrics_for_who_asks_for_it(counting):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from gevent.event import Event as Flag
 
+from .. import metrics
 from ..errors import StoreUnavailable
 from . import AHEAD, Batch, Journal
 from .health import Health
@@ -76,15 +77,18 @@ class Flusher:
         last_ids = [tail.last_id for tail in tails]
         if not batches:
             return
+        began = time.monotonic()
         try:
             lost = self._journal.append(batches)
         except StoreUnavailable as error:
+            metrics.journal_flush_failures.inc()
             self._health.note_failure(error)
             for tail in tails:
                 tail.flush_by = time.monotonic() + STORE_RETRY
             return
         self._health.note_success()
         now = time.monotonic()
+        metrics.journal_flush.observe(now - began)
         for tail, last_id in zip(tails, last_ids, strict=True):
             tail.kept(last_id)
             if tail.is_kept:

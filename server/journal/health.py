@@ -2,6 +2,7 @@
 
 import logging
 
+from .. import metrics
 from ..errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -19,9 +20,11 @@ class Health:
                 "journal out of order (STORE_URL): new questions are refused, answers go on from memory",
                 extra={"detail": error.detail},
             )
+            metrics.journal_failing.set(1)
         self.failing = True
 
     def note_success(self) -> None:
         if self.failing:
             log.warning("journal in order again")
+            metrics.journal_failing.set(0)
         self.failing = False

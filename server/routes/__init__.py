@@ -7,6 +7,7 @@ from flask import Blueprint, Flask, Response, jsonify
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
+from .. import metrics
 from ..errors import (
     BadRequest,
     BodyTooLarge,
@@ -57,6 +58,7 @@ def complete(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
 
 def refuse(error: RelayError) -> Response:
     """`{"error": sentence, "code": code}`, as every refusal before a stream begins."""
+    metrics.note_refusal(error.code)
     response = jsonify(error=error.sentence, code=error.code)
     response.status_code = error.status
     if error.retry_after is not None:

@@ -23,7 +23,9 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS"})  # RFC 9110, 9.2.1
 MAX_AGE = 600  # seconds that a browser may go by a preflight, so long also for an origin that was taken away
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+    "Access-Control-Allow-Headers": (
+        "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Traceparent, Tracestate"
+    ),
     "Access-Control-Max-Age": str(MAX_AGE),
 }
 EXPOSED = "X-Stream-Id, Location, Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset"

@@ -4,7 +4,7 @@ import os
 
 from flask import Blueprint, Response, current_app, jsonify, request
 
-from .. import metrics
+from .. import metrics, readiness
 from ..relay import Relay
 
 routes = Blueprint("ops", __name__)
@@ -22,6 +22,13 @@ def healthz() -> tuple[Response, int]:
         "links": relay.transcript.open if relay.transcript is not None else 0,
     }
     return jsonify(state), 503 if draining else 200
+
+
+@routes.get("/readyz")
+def readyz() -> tuple[Response, int]:
+    """200 while this worker can answer questions; 503 with what to do while it cannot."""
+    state = readiness.as_json(Relay.of(current_app).readiness.checks())
+    return jsonify(state), 200 if state["ready"] else 503
 
 
 @routes.get("/metrics")

@@ -10,13 +10,13 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from ...errors import MethodNotAllowed
+from ...version import VERSION
 from .paths import PATHS
 from .refusals import refusals
 from .shapes import SHAPES
 
 routes = Blueprint("openapi", __name__)
 
-VERSION = "0.1.0"
 DESCRIPTION = """\
 Asks the LLM gateway of a Genesys Cloud organisation, and streams its answer as Server-Sent Events.
 

@@ -165,6 +165,17 @@ PATHS: dict[str, Shape] = {
             },
         )
     },
+    "/readyz": {
+        "get": operation(
+            "readiness",
+            "Tells whether this worker can answer questions: the store keeps, a token can be had, it does not stop",
+            NOBODY,
+            {
+                "200": {"description": "It can.", **content(JSON, ref("Readiness"))},
+                "503": {"description": "It cannot, and why.", **content(JSON, ref("Readiness"))},
+            },
+        )
+    },
     "/metrics": {
         "get": operation(
             "metrics",

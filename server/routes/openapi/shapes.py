@@ -172,6 +172,25 @@ SHAPES: dict[str, Shape] = {
             "links": {"type": "integer", "minimum": 0, "description": "conversations whose transcript it holds"},
         }
     ),
+    "Check": thing(
+        {
+            "state": one_of(["ok", "failing"], "whether this is well"),
+            "error": STRING | {"description": "what is wrong and what to do, for the operator"},
+        },
+        "error",
+    ),
+    "Readiness": thing(
+        {
+            "ready": {"type": "boolean"},
+            "checks": thing(
+                {
+                    "store": ref("Check"),
+                    "token": ref("Check"),
+                    "drain": ref("Check"),
+                }
+            ),
+        }
+    ),
     "PageConfig": thing(
         {
             "needs_key": {"type": "boolean"},
