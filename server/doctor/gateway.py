@@ -29,7 +29,7 @@ def ask_gateway(settings: Settings, credentials: Credentials | None, clocks: lis
     try:
         token = gateway.access_token()
         began = time.monotonic()
-        answer = gateway.post(gateway.body(PROBE), token)
+        answer = gateway.post(gateway.body(PROBE), token, trace={})
         clocks += read_date("the gateway", header(answer, "Date"))
         if answer.status_code != 200:
             return refused(settings, answer)
