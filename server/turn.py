@@ -19,7 +19,7 @@ from .errors import AnswerTooLong, InternalError, Interrupted, RelayError
 from .gateway import Chat
 from .journal import AHEAD, Entry
 from .journal.tail import Follower, Tail
-from .sse import Done, Event, Failure, Retrying, Token
+from .sse import Done, Event, Extra, Failure, Retrying, Token
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ MOVES = {
     "interrupted": frozenset(),
 }
 MAX_ANSWER_CHARS = 1_000_000  # of one answer; bounds what a runaway gateway can make us hold
+ENVELOPE = 64  # bytes of what comes beside the text that are names and brackets, about; not counted
 WATCH_LIFE = 3.0  # seconds that a word from another worker counts, that someone follows there
 
 
@@ -201,6 +202,9 @@ class Turn:
                 self._chars += len(delta.text)
                 if self._content is not None:
                     self._content.add(delta.text)
+            elif delta.choice:
+                events.append(Extra(next_id + len(events), delta.choice))
+                self._chars += max(1, len(delta.choice) - ENVELOPE)
             self._finish_reason = delta.finish_reason or self._finish_reason
             self._usage = delta.usage or self._usage
         if events:

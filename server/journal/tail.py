@@ -12,7 +12,7 @@ import gevent
 
 from ..bell import Bell
 from ..errors import StoreUnavailable
-from ..sse import Done, Event, Retrying, Token
+from ..sse import Done, Event, Extra, Retrying, Token
 from . import AHEAD, Batch, Journal, closing
 
 HELD = 512  # events that stay here once the journal has them
@@ -227,11 +227,20 @@ class Follower:
             self.waiting_since = None
 
 
+def weight(event: Event) -> int:
+    match event:
+        case Token(_, text):
+            return len(text)
+        case Extra(_, choice):
+            return len(choice)
+    return 0
+
+
 def within_limit(events: list[Event]) -> list[Event]:
     """The first of `events`, at least one, that together are no larger than what may be sent at once."""
     size = 0
     for index, event in enumerate(events):
-        size += EVENT_BYTES + (len(event.text) if type(event) is Token else 0)
+        size += EVENT_BYTES + weight(event)
         if size > READ_BYTES and index:
             return events[:index]
     return events
