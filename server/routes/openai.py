@@ -89,9 +89,9 @@ def ask(relay: Relay) -> tuple[CompletionRequest, Entry]:
     caller = identify(relay)
     body = read_body(relay)
     asked = read_completion(body)
+    named = read_conversation_id(request.headers.get(CONVERSATION), f"`{CONVERSATION}`")
     # Without a conversation the answer goes into no transcript: these clients cannot be expected to know of one.
-    named = asked.prompt.conversation_id or read_conversation_id(request.headers.get(CONVERSATION), f"`{CONVERSATION}`")
-    conversation_id = named or relay.settings.default_conversation_id
+    conversation_id = asked.prompt.conversation_id or named or relay.settings.default_conversation_id
     started = relay.begin(asked.prompt, conversation_id, caller, read_key(body))
     tell(started.standing)
     tell_id(started.entry.id)

@@ -179,7 +179,7 @@ PATHS: dict[str, Shape] = {
                     "headers": REQUEST_ID | RATE,
                     "content": {
                         JSON: {"schema": ref("Completion")},
-                        "text/event-stream": {"schema": ref("CompletionChunk")},
+                        "text/event-stream": {"schema": ref("CompletionEvent")},
                     },
                 }
             },

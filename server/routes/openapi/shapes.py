@@ -4,6 +4,7 @@ from typing import Any
 
 from ... import completion_request
 from ...chunks import MAX_FINISH_REASON
+from ...errors import AnswerCancelled
 from ...prompt import (
     MAX_CONVERSATION_ID,
     MAX_MESSAGES,
@@ -185,6 +186,23 @@ SHAPES: dict[str, Shape] = {
             "usage": USAGE,
         },
         "usage",
+    ),
+    "CompletionEvent": {
+        "type": "object",
+        "required": ["data"],
+        "oneOf": [
+            event("message", ref("CompletionChunk"), "a piece of the answer"),
+            event("message", thing({"error": ref("CompletionError")}), "why it ends early; nothing follows"),
+            {"description": "the end of a whole answer", "properties": {"data": {"const": "[DONE]"}}},
+        ],
+    },
+    "CompletionError": thing(
+        {
+            "message": STRING | {"description": "what happened and what to do, for people"},
+            "type": STRING,
+            "param": NULL,
+            "code": one_of([*STREAM_CODES, AnswerCancelled.code], "the same for programs"),
+        }
     ),
     "CompletionChunk": thing(
         {
