@@ -33,7 +33,7 @@ MOVES = {
     "interrupted": frozenset(),
 }
 MAX_ANSWER_CHARS = 1_000_000  # of one answer; bounds what a runaway gateway can make us hold
-ENVELOPE = 64  # bytes of what comes beside the text that are names and brackets, about; not counted
+BESIDE = 4  # bytes of what comes beside the text that count as one character: most are names and brackets
 WATCH_LIFE = 3.0  # seconds that a word from another worker counts, that someone follows there
 
 
@@ -204,7 +204,7 @@ class Turn:
                     self._content.add(delta.text)
             elif delta.choice:
                 events.append(Extra(next_id + len(events), delta.choice))
-                self._chars += max(1, len(delta.choice) - ENVELOPE)
+                self._chars += len(delta.choice) // BESIDE
             self._finish_reason = delta.finish_reason or self._finish_reason
             self._usage = delta.usage or self._usage
         if events:

@@ -11,7 +11,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from server.completion_answer import Chunks, Head, Whole
 from server.errors import AnswerCancelled, AnswerCut, InternalError
-from server.sse import Done, Extra, Failure, Retrying, Token
+from server.routes.openai import pieces
+from server.sse import PING, Done, Extra, Failure, Retrying, Token
 
 HEAD = Head("turn-1", 1_800_000_000, "m")
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
@@ -73,6 +74,14 @@ def test_the_role_is_said_once_and_not_for_a_retry_that_waits():
     assert chunks.encode([Retrying(1.0, "rate_limited")]) == b""
     assert chunks_of(chunks.encode([Token(1, "a")]))[0]["choices"] == choice(role="assistant", content="")
     assert len(chunks_of(chunks.encode([Token(2, "b")]))) == 1
+
+
+def test_while_nothing_comes_there_are_pings_which_are_comments():
+    batches = [[], [Retrying(1.0, "rate_limited")], [Token(1, "a")]]
+    ping, also, piece = pieces(batches, Chunks(HEAD, False))
+    assert (ping, also) == (PING, PING)
+    assert PING.startswith(b":")
+    assert chunks_of(piece)
 
 
 @pytest.mark.parametrize(
