@@ -3,6 +3,7 @@
 import asyncio
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_COUNT = 100_000  # of `count to N`
 COUNT = re.compile(r"\bcount to (\d{1,6})\b", re.IGNORECASE)
@@ -65,9 +66,9 @@ DEFAULT = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: tokens that joined give the text, and how they are sent."""
+    """One answer: tokens that joined give the text, and how they are sent. An object among them is a delta as it is."""
 
-    tokens: tuple[str, ...]
+    tokens: tuple[str | dict[str, Any], ...]
     interval: float  # seconds between tokens
     finish_reason: str = "stop"
     raw: tuple[str, ...] | None = None  # lines to send as they are, in place of chunks

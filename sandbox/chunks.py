@@ -45,6 +45,10 @@ class Chunks:
         # Built by hand around the one part that differs: this runs for each token of each stream.
         return self._frame % (self._token_opening + to_json(text) + b'},"finish_reason":null}]}')
 
+    def delta(self, delta: dict[str, Any]) -> bytes:
+        """Whatever a model says beside its text: tool calls, reasoning."""
+        return self._choice(delta, None)
+
     def finish(self, reason: str) -> bytes:
         return self._choice({}, reason)
 

@@ -115,11 +115,11 @@ class Control:
         body = await read_object(request)
         prompt, tokens = body.get("prompt"), body.get("tokens", [])
         if not isinstance(prompt, str) or not isinstance(tokens, list):
-            raise refuse("`prompt` is a text and `tokens` a list of texts")
+            raise refuse("`prompt` is a text and `tokens` a list of texts and deltas")
         interval = body.get("interval_ms", self._answers.pace * 1000)
         raw = body.get("raw")
         answer = Answer(
-            tokens=tuple(map(str, tokens)),
+            tokens=tuple(token if isinstance(token, dict) else str(token) for token in tokens),
             interval=float(interval) / 1000,
             finish_reason=str(body.get("finish_reason", "stop")),
             raw=None if raw is None else tuple(map(str, raw)),

@@ -19,7 +19,8 @@ from .oauth import Tokens, bearer
 from .settings import Settings
 
 SCOPE = "ai:llm:gateway"
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ASKING = ("user", "tool", "function")  # whose last message is the prompt
 HUGE_LINE = 8 * 1024 * 1024  # bytes
 FLOOD = 500  # chunks a write: more than any reader keeps up with
 EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"  # RFC 8297
@@ -30,7 +31,7 @@ MODEL_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=300
 class Question:
     """A checked request."""
 
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     stream: bool
     max_tokens: int | None
     model: str
@@ -99,7 +100,8 @@ class Gateway:
     def _whole(self, question: Question) -> web.Response:
         answer = self._answers.to(question.prompt)
         tokens, reason = limited(answer, question.max_tokens)
-        body = completion(question.model, "".join(tokens), reason, words(question), len(tokens))
+        text = "".join(token for token in tokens if isinstance(token, str))
+        body = completion(question.model, text, reason, words(question), len(tokens))
         self._calls.gateway_figures["completed"] += 1
         return web.json_response(body, headers={CORRELATION: make_correlation()})
 
@@ -144,7 +146,9 @@ class Gateway:
             count += 1
         await stream.end(reason, words(question), count)
 
-    async def _tokens_for(self, stream: "Stream", question: Question, answer: Answer) -> AsyncIterator[str]:
+    async def _tokens_for(
+        self, stream: "Stream", question: Question, answer: Answer
+    ) -> AsyncIterator[str | dict[str, Any]]:
         if self._settings.model_url and not self._answers.is_scripted(question.prompt):
             async for token in self._real_model(question):
                 yield token
@@ -214,11 +218,11 @@ class Stream:
             await self._strike()
         await self.write(self._chunks.role())
 
-    async def token(self, text: str) -> None:
+    async def token(self, token: str | dict[str, Any]) -> None:
         if self._left == 0:
             await self._strike()
         self._left -= 1
-        await self.write(self._chunks.token(text))
+        await self.write(self._chunks.token(token) if isinstance(token, str) else self._chunks.delta(token))
 
     async def end(self, reason: str, prompt_tokens: int, completion_tokens: int) -> None:
         if self._left >= 0:
@@ -283,14 +287,14 @@ def inside_character(data: bytes) -> int | None:
     return next((place + 1 for place, byte in enumerate(data) if byte >= 0xC0), None)
 
 
-def limited(answer: Answer, max_tokens: int | None) -> tuple[tuple[str, ...], str]:
+def limited(answer: Answer, max_tokens: int | None) -> tuple[tuple[str | dict[str, Any], ...], str]:
     if max_tokens is None or len(answer.tokens) <= max_tokens:
         return answer.tokens, answer.finish_reason
     return answer.tokens[:max_tokens], "length"
 
 
 def words(question: Question) -> int:
-    return sum(len(message["content"].split()) for message in question.messages)
+    return sum(len(text_of(message["content"]).split()) for message in question.messages)
 
 
 def prompt_of(body: bytes) -> str | None:
@@ -302,7 +306,15 @@ def prompt_of(body: bytes) -> str | None:
 
 
 def last_user_message(messages: Any) -> str:
-    return str(next((message["content"] for message in reversed(messages) if message["role"] == "user"), ""))
+    """A tool's result counts as well: it is what the model is asked to go on with."""
+    return next((text_of(message.get("content")) for message in reversed(messages) if message["role"] in ASKING), "")
+
+
+def text_of(content: Any) -> str:
+    """A message's text, be it a string or a list of parts."""
+    if isinstance(content, list):
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+    return content if isinstance(content, str) else ""
 
 
 def read_question(body: bytes, model: str) -> Question:
@@ -321,15 +333,15 @@ def read_question(body: bytes, model: str) -> Question:
     )
 
 
-def read_messages(messages: Any) -> tuple[dict[str, str], ...]:
+def read_messages(messages: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(messages, list) or not messages:
         raise bad_request("messages must be a list with at least one message")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise bad_request(f"each message needs a role of: {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise bad_request("each message needs a content that is a string")
-    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+        if not isinstance(message.get("content"), str | list) and message["role"] != "assistant":
+            raise bad_request("each message needs a content that is a string or a list of parts")
+    return tuple({"role": message["role"], "content": message.get("content")} for message in messages)
 
 
 def read_max_tokens(fields: dict[str, Any]) -> int | None:

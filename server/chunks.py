@@ -13,16 +13,22 @@ from .errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
 
 MAX_LINE = 1024 * 1024  # bytes; a longer line is no chunk of an answer
 MAX_FINISH_REASON = 64  # characters; followers and logs get it
+MAX_EXTRA = 256 * 1024  # bytes of JSON; what a delta holds beside its text
 MAX_USAGE = 16 * 1024  # bytes of JSON; larger is no account of tokens
+PLAIN = frozenset({"role", "content"})  # of a delta; all else is extra
 HIGH_SURROGATES = range(0xD800, 0xDC00)
 
 
 class Delta(NamedTuple):
-    """A piece of the answer: some text, or the reason why it ended, or what it used."""
+    """A piece of the answer: some text, or the reason why it ended, or what it used, or what it holds beside its text.
+
+    `choice` is JSON: see `sse.Extra`.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
+    choice: bytes = b""
 
 
 class ChunkReader:
@@ -100,6 +106,8 @@ class ChunkReader:
                 choice = choices[0]
                 piece = choice.get("delta") or choice.get("message") or {}
                 text = piece.get("content")
+                if len(piece) > 1 or not text or choice.get("logprobs"):
+                    add_extra(choice, piece, deltas)
                 if text:
                     if type(text) is not str:
                         raise TypeError
@@ -136,6 +144,41 @@ class Broken(Exception):
         super().__init__(reason.code)
         self.deltas = deltas
         self.reason = reason
+
+
+def add_extra(choice: dict[str, Any], piece: dict[str, Any], deltas: list[Delta]) -> None:
+    """Adds what a choice holds beside its text and role, if anything: empty fields say nothing.
+
+    It stands before the text of the same delta: of what a model does at once, its reasoning comes first. Raises
+    AnswerMalformed for what no answer of ours could hold.
+    """
+    found: dict[str, Any] = {name: value for name, value in piece.items() if value and name not in PLAIN}
+    if "tool_calls" in found and not choice.get("delta"):
+        found["tool_calls"] = numbered(found["tool_calls"])
+    extra: dict[str, Any] = {"delta": found} if found else {}
+    if logprobs := choice.get("logprobs"):
+        extra["logprobs"] = logprobs
+    if extra:
+        deltas.append(Delta(choice=dump(extra)))
+
+
+def numbered(calls: Any) -> Any:
+    """The tool calls of a whole message as a delta has them."""
+    return [{"index": index} | call for index, call in enumerate(calls)]
+
+
+def dump(extra: dict[str, Any]) -> bytes:
+    """As JSON, with half surrogate pairs mended. Raises AnswerMalformed."""
+    try:
+        found = orjson.dumps(extra)
+    except TypeError:
+        try:  # the lenient parser lets pass what orjson does not: half a surrogate pair, numbers of any size
+            found = orjson.dumps(orjson.loads(mend(json.dumps(extra, ensure_ascii=False))))
+        except (TypeError, ValueError, RecursionError):
+            raise AnswerMalformed(detail="a delta that no JSON of ours can hold") from None
+    if len(found) > MAX_EXTRA:
+        raise AnswerMalformed(detail=f"a delta with more than {MAX_EXTRA} bytes beside its text")
+    return found
 
 
 def check_length(line: bytes) -> None:

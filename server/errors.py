@@ -20,6 +20,7 @@
     ├── NotFound                   404 not_found
     ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
+    ├── AnswerCancelled            409 answer_cancelled
     ├── TooManyRequests            429 too_many_requests
     ├── TooManyTurnsOfCaller       429 too_many_turns_at_once
     ├── TooManyTurns               503 too_many_turns
@@ -191,6 +192,12 @@ class MethodNotAllowed(RelayError):
     code = "method_not_allowed"
     status = 405
     sentence = "This address does not take that method."
+
+
+class AnswerCancelled(RelayError):
+    code = "answer_cancelled"
+    status = 409
+    sentence = "The answer was cancelled before it was finished."
 
 
 class TooManyRequests(RelayError):

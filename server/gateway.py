@@ -85,7 +85,7 @@ class Gateway:
         if self._settings.gateway_system_prompt:
             messages = (Message("system", self._settings.gateway_system_prompt), *messages)
         temperature = self._settings.gateway_temperature if prompt.temperature is None else prompt.temperature
-        fields: dict[str, Any] = {"messages": messages, "stream": True, "temperature": temperature}
+        fields: dict[str, Any] = {**prompt.more, "messages": messages, "stream": True, "temperature": temperature}
         if prompt.max_tokens is not None:
             fields["max_tokens"] = prompt.max_tokens
         if model := prompt.model or self._settings.gateway_model:
@@ -184,13 +184,13 @@ class Chat:
                 data = self._read_after_finish(response) if reader.finished else self._read(response)
                 deltas = reader.feed(data) if data else reader.end()
                 if deltas:
-                    self._started = self._started or any(delta.text for delta in deltas)
+                    self._started = self._started or any(delta.text or delta.choice for delta in deltas)
                     yield deltas
                 if not data:
                     return
         except Broken as broken:
             if broken.deltas:
-                self._started = self._started or any(delta.text for delta in broken.deltas)
+                self._started = self._started or any(delta.text or delta.choice for delta in broken.deltas)
                 yield broken.deltas
             raise with_correlation(broken.reason, response) from None
         self._done = True

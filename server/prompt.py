@@ -1,6 +1,7 @@
 """What was asked: a request's body in, a Prompt out. No I/O."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -25,13 +26,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question to the gateway, with the conversation before it; checked."""
+    """One question to the gateway, with the conversation before it; checked.
 
-    messages: tuple[Message, ...]
+    `more` are fields that only the gateway understands; they and messages that are no Message go on as they came.
+    """
+
+    messages: tuple[Message | Mapping[str, Any], ...]
     conversation_id: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
     model: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_prompt(body: bytes) -> Prompt:
@@ -39,16 +44,10 @@ def read_prompt(body: bytes) -> Prompt:
 
     Raises InvalidJson, BadRequest or PromptTooLong, each with the field at fault.
     """
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise InvalidJson from None
-    if not isinstance(fields, dict):
-        raise BadRequest('The body must be a JSON object, such as {"prompt": "Hello"}.')
-    return read_fields(fields)
+    return read_question(read_fields(body, '{"prompt": "Hello"}'))
 
 
-def read_fields(fields: dict[str, Any]) -> Prompt:
+def read_question(fields: dict[str, Any]) -> Prompt:
     """What such a body holds. Raises BadRequest or PromptTooLong, each with the field at fault."""
     return Prompt(
         messages=read_messages(fields),
@@ -57,6 +56,16 @@ def read_fields(fields: dict[str, Any]) -> Prompt:
         max_tokens=read_max_tokens(fields.get("max_tokens")),
         model=read_model(fields.get("model")),
     )
+
+
+def read_fields(body: bytes, example: str) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise InvalidJson from None
+    if not isinstance(fields, dict):
+        raise BadRequest(f"The body must be a JSON object, such as {example}.")
+    return fields
 
 
 def read_messages(fields: dict[str, Any]) -> tuple[Message, ...]:
@@ -69,21 +78,28 @@ def read_messages(fields: dict[str, Any]) -> tuple[Message, ...]:
         found: tuple[Message, ...] = (Message("user", read_text(prompt, "`prompt`")),)
     else:
         found = tuple(read_list(messages))
-    length = sum(len(message.content) for message in found)
-    if length > MAX_PROMPT_CHARS:
-        raise PromptTooLong(f"The prompt has {length} characters; at most {MAX_PROMPT_CHARS} are taken. Shorten it.")
+    check_length(sum(len(message.content) for message in found))
     return found
 
 
+def check_length(chars: int) -> None:
+    if chars > MAX_PROMPT_CHARS:
+        raise PromptTooLong(f"The prompt has {chars} characters; at most {MAX_PROMPT_CHARS} are taken. Shorten it.")
+
+
 def read_list(messages: object) -> list[Message]:
+    found = [read_message(number, message) for number, message in enumerate(check_list(messages))]
+    if all(message.role == "system" for message in found):
+        raise BadRequest("`messages` must hold at least one message of the user.")
+    return found
+
+
+def check_list(messages: object) -> list[object]:
     if not isinstance(messages, list) or not messages:
         raise BadRequest("`messages` must be a list with at least one message.")
     if len(messages) > MAX_MESSAGES:
         raise PromptTooLong(f"`messages` holds {len(messages)} messages; at most {MAX_MESSAGES} are taken.")
-    found = [read_message(number, message) for number, message in enumerate(messages)]
-    if all(message.role == "system" for message in found):
-        raise BadRequest("`messages` must hold at least one message of the user.")
-    return found
+    return messages
 
 
 def read_message(number: int, message: object) -> Message:
@@ -104,13 +120,13 @@ def read_text(value: object, place: str) -> str:
     return value
 
 
-def read_conversation_id(value: object) -> str | None:
+def read_conversation_id(value: object, place: str = "`conversationId`") -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_CONVERSATION_ID or not value.isprintable():
-        raise BadRequest(f"`conversationId` must be a string of 1 to {MAX_CONVERSATION_ID} printable characters.")
+        raise BadRequest(f"{place} must be a string of 1 to {MAX_CONVERSATION_ID} printable characters.")
     if value.endswith(LIST_OF_STREAMS):  # it could be asked in, and never erased
-        raise BadRequest(f"`conversationId` must not end with `{LIST_OF_STREAMS}`: that is the list of its streams.")
+        raise BadRequest(f"{place} must not end with `{LIST_OF_STREAMS}`: that is the list of its streams.")
     return value
 
 

@@ -15,7 +15,7 @@ from .credentials import Credentials
 from .errors import ConversationRequired
 from .gateway import Gateway
 from .journal.engines import open_journal
-from .prompt import Prompt, read_fields
+from .prompt import Prompt, read_question
 from .readiness import Readiness
 from .settings import Settings, load_for_app, secret_text
 from .transcript import Transcript
@@ -112,7 +112,7 @@ class Relay:
         Unauthorized, Forbidden, BadRequest, TooManyRequests or StoreUnavailable; what fails later is an event.
         """
         surroundings.check()
-        asked = read_fields(
+        asked = read_question(
             {
                 **({"prompt": prompt} if isinstance(prompt, str) else {"messages": list(prompt)}),
                 "conversationId": conversation_id,

@@ -17,6 +17,18 @@ class Token(NamedTuple):
     text: str
 
 
+class Extra(NamedTuple):
+    """What an answer holds beside its text: tool calls, reasoning, refusals, log probabilities.
+
+    `choice` is JSON, part of a choice of OpenAI's chat.completion.chunk: an object with `delta`, `logprobs`, or both.
+    Only the front for OpenAI's clients shows it; on our own wire the event is its id alone, so that ids stay
+    consecutive.
+    """
+
+    id: int
+    choice: bytes
+
+
 class Failure(NamedTuple):
     """Why the answer ends early: a sentence for people, a code for programs."""
 
@@ -41,7 +53,7 @@ class Retrying(NamedTuple):
     reason: str
 
 
-Event = Token | Failure | Done
+Event = Token | Extra | Failure | Done
 
 RECONNECT_MS = 1000  # how long a browser's EventSource waits before it comes back
 COME_BACK_MS = (50, 500)  # the same when a worker stops: at once, but not all in the same moment
@@ -81,6 +93,9 @@ def other(event: Event | Retrying) -> bytes:
     match event:
         case Token():
             return token(event)
+        case Extra():
+            # An id without data is remembered, and nothing is dispatched (WHATWG HTML, 9.2.6).
+            return b"id: %d\n\n" % event.id
         case Failure():
             return b"id: %d\ndata: %b\n\n" % (event.id, orjson.dumps({"error": event.error, "code": event.code}))
         case Done():

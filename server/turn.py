@@ -22,7 +22,7 @@ from .journal import AHEAD, Entry
 from .journal.tail import Follower, Tail
 from .measure import Measure
 from .spans import Span
-from .sse import Done, Event, Failure, Retrying, Token
+from .sse import Done, Event, Extra, Failure, Retrying, Token
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ MOVES = {
     "interrupted": frozenset(),
 }
 MAX_ANSWER_CHARS = 1_000_000  # of one answer; bounds what a runaway gateway can make us hold
+BESIDE = 4  # bytes of what comes beside the text that count as one character: most are names and brackets
 WATCH_LIFE = 3.0  # seconds that a word from another worker counts, that someone follows there
 
 
@@ -210,6 +211,9 @@ class Turn:
                 texts += 1
                 if self._content is not None:
                     self._content.add(delta.text)
+            elif delta.choice:
+                events.append(Extra(next_id + len(events), delta.choice))
+                self._chars += len(delta.choice) // BESIDE
             self._finish_reason = delta.finish_reason or self._finish_reason
             self._usage = delta.usage or self._usage
         if events:

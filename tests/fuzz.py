@@ -22,7 +22,8 @@ from server.access.issuer import pick, read_key_set
 from server.access.jwt import Tokens
 from server.access.keys import Keyring, make_key
 from server.access.tickets import Tickets
-from server.chunks import MAX_FINISH_REASON, MAX_LINE, MAX_USAGE, Broken, ChunkReader
+from server.chunks import MAX_EXTRA, MAX_FINISH_REASON, MAX_LINE, MAX_USAGE, Broken, ChunkReader
+from server.completion_request import read_completion
 from server.errors import BadCursor, BadRequest, InvalidToken
 from server.prompt import MAX_CONVERSATION_ID, MAX_MODEL, MAX_PROMPT_CHARS, read_prompt
 from server.routes.streams import MAX_CURSOR_DIGITS, read_cursor
@@ -122,6 +123,9 @@ class Chunks:
             b'{"choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}]}\n',
             rb'data: {"choices":[{"delta":{"content":"a\ud83d"}}]}' + b"\n" + line("b") + end,
             line("a") + b'data: {"choices":[],"usage":{"total_tokens":3}}\n\n' + end,
+            b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,"id":"x","function":{"arguments":"{"}}]}}]}\n\n'
+            + end,
+            b'{"choices":[{"message":{"content":null,"tool_calls":[{"id":"x"}]},"logprobs":{"content":[7]}}]}\n',
             line("a") + b'data: {"error":{"code":429,"type":"x","message":"y"}}\n\n',
             line("a") + b'data: {"usage":{"x":"' + b"x" * (MAX_USAGE - 12) + b'"}}\n\n' + end,
             b": comment\nevent: message\nid: 7\nretry: 1\n" + line("a").replace(b"\n", b"\r\n") + b"data: [DONE]",
@@ -148,8 +152,10 @@ def read_chunks(pieces):
         reason = broken.reason.code
         assert len(broken.reason.detail) < 200
     told = []
-    for text, finish_reason, usage in deltas:
-        told.append(orjson.dumps([text, finish_reason, usage]))
+    for text, finish_reason, usage, choice in deltas:
+        told.append(orjson.dumps([text, finish_reason, usage, orjson.Fragment(choice or b"null")]))
+        assert not choice or orjson.dumps(orjson.loads(choice)) == choice
+        assert len(choice) <= MAX_EXTRA
         assert len(finish_reason or "") <= MAX_FINISH_REASON
         assert len(orjson.dumps(usage)) <= MAX_USAGE
     return told, reason, reader.done
@@ -287,12 +293,38 @@ class Prompts:
         return [value is None for value in (prompt.conversation_id, prompt.temperature, prompt.max_tokens)]
 
 
+class Completions:
+    """Bodies of OpenAI's clients: a question that can be passed on, or BadRequest."""
+
+    examples = (
+        b'{"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": true, "n": 1, "seed": 7}',
+        b'{"messages": [{"role": "developer", "content": [{"type": "text", "text": "Be kind"}]}, {"role": "user", '
+        b'"content": "Hi"}], "stream_options": {"include_usage": true}, "metadata": {"conversation_id": "c"}}',
+        b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"id": "x"}]}, {"role": "tool", '
+        b'"tool_call_id": "x", "content": "21"}], "tools": [{"type": "function"}], "max_tokens": 5}',
+    )
+
+    def check(self, chance, data):
+        try:
+            asked = read_completion(data)
+        except BadRequest as error:
+            assert len(error.sentence) < 300
+            return error.code
+        prompt = asked.prompt
+        assert len(orjson.dumps([prompt.messages, dict(prompt.more)])) <= 3 * len(data) + 100
+        assert not {"stream", "n", "messages", "model"} & set(prompt.more)
+        assert 1 <= len(prompt.conversation_id or "-") <= MAX_CONVERSATION_ID
+        assert 1 <= len(asked.model or "-") <= MAX_MODEL
+        return [asked.stream, asked.include_usage, prompt.conversation_id is None]
+
+
 TARGETS = {
     "chunks": Chunks,
     "cursors": Cursors,
     "tickets": TicketTexts,
     "authorizations": Authorizations,
     "prompts": Prompts,
+    "completions": Completions,
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.chunks import MAX_FINISH_REASON, MAX_LINE, Broken, ChunkReader, Delta
+from server.chunks import MAX_EXTRA, MAX_FINISH_REASON, MAX_LINE, Broken, ChunkReader, Delta
 from server.errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
 
 
@@ -32,6 +32,73 @@ def read(*pieces):
     return deltas + reader.end()
 
 
+def extra(**choice):
+    return Delta(choice=json.dumps(choice, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+LOGPROBS = {"content": [{"token": "Hel", "logprob": -0.5}]}
+BESIDE = {
+    "reasoning": (chunk(reasoning_content="hm"), [extra(delta={"reasoning_content": "hm"})]),
+    "a tool call": (chunk(tool_calls=[CALL]), [extra(delta={"tool_calls": [CALL]})]),
+    "a refusal": (chunk(None, refusal="No."), [extra(delta={"refusal": "No."})]),
+    "text and reasoning": (chunk("a", reasoning="hm"), [extra(delta={"reasoning": "hm"}), Delta("a")]),
+    "the role and a tool call": (
+        chunk(None, role="assistant", tool_calls=[CALL]),
+        [extra(delta={"tool_calls": [CALL]})],
+    ),
+    "log probabilities": (
+        {"choices": [{"delta": {"content": "Hel"}, "logprobs": LOGPROBS}]},
+        [extra(logprobs=LOGPROBS), Delta("Hel")],
+    ),
+    "a tool call with the end": (
+        {"choices": [{"delta": {"tool_calls": [CALL]}, "finish_reason": "tool_calls"}]},
+        [extra(delta={"tool_calls": [CALL]}), Delta(finish_reason="tool_calls")],
+    ),
+    "a whole message's tool calls": (
+        {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}, {"id": "y"}]}}]},
+        [extra(delta={"tool_calls": [{"index": 0, "id": "x"}, {"index": 1, "id": "y"}]})],
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "deltas"), BESIDE.values(), ids=BESIDE)
+def test_what_comes_beside_the_text_keeps_its_place(value, deltas):
+    assert read(line(chunk("before")), line(value), line(chunk("after")), DONE) == [
+        Delta("before"),
+        *deltas,
+        Delta("after"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        (rb'{"reasoning":"a\ud83d"}', {"reasoning": "a\ufffd"}),
+        (b'{"x":123456789012345678901234567890}', {"x": 1.2345678901234568e29}),
+    ],
+)
+def test_beside_the_text_what_our_json_cannot_hold_is_mended(raw, kept):
+    assert read(b'data: {"choices":[{"delta":' + raw + b"}]}\n", FINISH)[0] == extra(delta=kept)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"x":' + b"[" * 400 + b"7" + b"]" * 400 + b"}",
+        b'{"x":"' + b"x" * MAX_EXTRA + b'"}',
+        b'{"tool_calls":7}',
+        b'{"tool_calls":[7]}',
+    ],
+    ids=["deep", "long", "calls that are a number", "a call that is a number"],
+)
+def test_beside_the_text_what_cannot_be_kept_breaks_the_answer(raw):
+    with pytest.raises(Broken) as broken:
+        ChunkReader().feed(line(chunk("Hel")) + b'data: {"choices":[{"message":' + raw + b"}]}\n")
+    assert broken.value.deltas == [Delta("Hel")]
+    assert type(broken.value.reason) is AnswerMalformed
+
+
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 STREAMS = {
     "the plain shape": line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE,
@@ -53,10 +120,9 @@ STREAMS = {
     "event and id lines": b"event: message\nid: 7\n" + line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE,
     "no [DONE]": line(chunk("Hel")) + line(chunk("lo")) + FINISH,
     "a last line without its end": line(chunk("Hel")) + line(chunk("lo")) + FINISH.rstrip(),
-    "reasoning and tool calls beside the text": line(chunk(reasoning_content="hm"))
-    + line(chunk("Hel"))
-    + line(chunk(tool_calls=[{"index": 0}]))
-    + line(chunk("lo"))
+    "fields that say nothing": line(chunk("", role="assistant", refusal=None, tool_calls=[]))
+    + line(chunk("Hel", reasoning_content=None))
+    + line(chunk("lo", role="assistant", reasoning_content=""))
     + FINISH,
     "text after [DONE]": line(chunk("Hel")) + line(chunk("lo")) + FINISH + DONE + line(chunk("never")),
 }
@@ -200,6 +266,21 @@ def test_any_text_cut_anywhere_arrives_whole(texts, cuts, ascii):
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     deltas = read(*(stream[a:b] for a, b in pairwise(edges)))
     assert [delta.text for delta in deltas if delta.text] == texts
+
+
+said = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.lists(st.tuples(said, said | st.none()) | st.tuples(st.none(), said), max_size=20), st.integers(1, 300))
+def test_text_and_what_comes_beside_it_keep_their_order_wherever_they_are_cut(pairs, size):
+    chunks = [chunk(text, **({} if beside is None else {"reasoning_content": beside})) for text, beside in pairs]
+    stream = b"".join(map(line, chunks)) + FINISH + DONE
+    expected = []
+    for text, beside in pairs:
+        expected += [] if beside is None else [{"delta": {"reasoning_content": beside}}]
+        expected += [] if text is None else [text]
+    deltas = read(*(stream[begin : begin + size] for begin in range(0, len(stream), size)))
+    assert [delta.text or json.loads(delta.choice) for delta in deltas[:-1]] == expected
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))

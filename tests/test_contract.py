@@ -104,6 +104,8 @@ def check(case, server):
 
 
 def is_printable(body):
-    """What JSON Schema has no words for, and the server demands of these two."""
+    """What JSON Schema has no words for, and the server demands of these."""
     fields = body if isinstance(body, dict) else {}
-    return all(str(fields.get(name)).isprintable() for name in ("conversationId", "model"))
+    metadata = fields.get("metadata") if isinstance(fields.get("metadata"), dict) else {}
+    named = [fields.get("conversationId"), fields.get("model"), metadata.get("conversation_id")]
+    return all(str(value).isprintable() for value in named)

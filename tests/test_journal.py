@@ -7,7 +7,7 @@ import pytest
 from server.errors import StoreUnavailable
 from server.journal import AHEAD, LEASE, RENEW_INTERVAL, Batch, closing
 from server.journal.sqlite import SqliteJournal
-from server.sse import Done, Failure, Token
+from server.sse import Done, Extra, Failure, Token
 
 from .conftest import until
 from .stores import RETAIN, batch, entry, tokens
@@ -193,6 +193,7 @@ class TestAppend:
             Token(1, "\r\n\n\r\u2028\u2029"),
             Token(1, '"\\ {} [] null'),
             Token(1, "x" * 100_000),
+            Extra(1, '{"delta":{"tool_calls":[{"index":0,"x":"Zoë \\"\\u0000"}]},"logprobs":null}'.encode()),
             Failure(1, "Zu viel. 🛑\n", "rate_limited"),
             Done(1, "complete"),
             Done(1, "complete", "stop", {"prompt_tokens": 3, "details": {"cached": [1, None, 0.5]}}),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from server.journal import LEASE, RUNNING, Batch, closing
-from server.sse import Done, Failure, Token
+from server.sse import Done, Extra, Failure, Token
 
 from .stores import RETAIN, MemoryStore, RedisStore, SqliteStore, entry
 
@@ -26,6 +26,11 @@ class Worker:
     name: str
     journal: object
     turns: list["Turn"] = field(default_factory=list)
+
+
+def said(number, beside):
+    """Text, or what comes beside it."""
+    return Extra(number, b'{"delta":{"x":%d}}' % number) if beside else Token(number, f"{number} ")
 
 
 @dataclass(eq=False)
@@ -101,12 +106,17 @@ class Journals(RuleBasedStateMachine):
         worker.turns.append(turn)
         return turn
 
-    @rule(turn=turns, count=st.integers(1, 5), end=st.sampled_from([None, None, "complete", "failed", "cancelled"]))
-    def say(self, turn, count, end):
+    @rule(
+        turn=turns,
+        count=st.integers(1, 5),
+        end=st.sampled_from([None, None, "complete", "failed", "cancelled"]),
+        beside=st.booleans(),
+    )
+    def say(self, turn, count, end, beside):
         if not any(turn in worker.turns for worker in self.workers) or (turn.said and type(turn.said[-1]) is Done):
             return
         first = len(turn.said) + 1
-        turn.said += [Token(number, f"{number} ") for number in range(first, first + count)]
+        turn.said += [said(number, beside) for number in range(first, first + count)]
         if end == "failed":
             turn.said.append(Failure(len(turn.said) + 1, "No.", "no"))
         if end:

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from server.errors import StreamNotFound
 from server.journal.outbox import Parcel
 from server.journal.tail import READ_LIMIT, Tail
-from server.sse import Done, Failure, Token
+from server.sse import Done, Extra, Failure, Token
 from server.transcript.line import Line
 from server.transcript.pieces import join
 
@@ -38,14 +38,21 @@ class World:
         self.cursors[turn_id] = 0
         return turn_id
 
-    def say(self, turn_id, count, end=False):
+    def say(self, turn_id, count, end=False, beside=()):
+        """`count` events, of which those whose places are in `beside` are no text."""
         tail = self.tails[turn_id]
-        events = [Token(tail.last_id + 1 + n, f"{tail.last_id + 1 + n},") for n in range(count)]
+        ids = range(tail.last_id + 1, tail.last_id + 1 + count)
+        events = [Extra(n, b"{}") if n - ids[0] in beside else Token(n, f"{n},") for n in ids]
         if end:
             last = tail.last_id + count
             events += [Failure(last + 1, "No.", "no"), Done(last + 2, "failed")]
         if events:
             tail.append(events)
+
+    def places_of(self, turn_id):
+        """The place of each token among the turn's tokens, by its id."""
+        tokens = [event.id for event in self.tails[turn_id].after(0) if type(event) is Token]
+        return {number: place for place, number in enumerate(tokens, 1)}
 
     def parcels(self):
         return [Parcel(turn_id, cursor) for turn_id, cursor in self.cursors.items()]
@@ -87,18 +94,20 @@ class Lines(RuleBasedStateMachine):
         self.line.update(self.world.parcels())
 
     @precondition(lambda self: self.world.tails)
-    @rule(data=st.data(), count=st.integers(0, 6), end=st.booleans())
-    def say(self, data, count, end):
+    @rule(data=st.data(), count=st.integers(0, 6), end=st.booleans(), beside=st.sets(st.integers(0, 5)))
+    def say(self, data, count, end, beside):
         running = [turn_id for turn_id, tail in self.world.tails.items() if not tail.ended]
         if running:
-            self.world.say(data.draw(st.sampled_from(running)), count, end)
+            self.world.say(data.draw(st.sampled_from(running)), count, end, beside)
 
     @rule()
     def send(self):
         piece = self.line.next_piece(short)
         if piece is not None:
             ids = text_of(piece)
-            assert ids == list(range(piece.first, piece.last + 1)), "nothing is left out of a message"
+            said = self.world.tails[piece.turn_id].after(piece.first - 1)
+            tokens = [event.id for event in said if type(event) is Token and event.id <= piece.last]
+            assert ids == tokens, "nothing is left out of a message"
             assert len(piece.text) <= MAX_CHARS or len(ids) == 1
             self.flight += [(piece.turn_id, number) for number in ids]
 
@@ -139,7 +148,7 @@ class Lines(RuleBasedStateMachine):
 
     @invariant()
     def all_is_there_in_order(self):
-        check(self.world.arrived)
+        check(self.world)
 
     def teardown(self):
         for turn_id, tail in self.world.tails.items():
@@ -152,20 +161,22 @@ class Lines(RuleBasedStateMachine):
                 self.pong()
         assert not self.line
         assert not self.world.cursors, "all is delivered"
-        check(self.world.arrived)
+        check(self.world)
         for turn_id, tail in self.world.tails.items():
             tokens = [event.id for event in tail.after(0) if type(event) is Token]
             assert sorted({number for turn, number in self.world.arrived if turn == turn_id}) == tokens
             assert not tail.followers, "nobody follows what is delivered"
 
 
-def check(arrived):
-    """Each turn's events come in order, without a hole; going back repeats, and later turns do not come between."""
+def check(world):
+    """Each turn's tokens come in order, without a hole; going back repeats, and later turns do not come between."""
     last = {}
     order = []
-    for turn_id, number in arrived:
-        assert number <= last.get(turn_id, 0) + 1, "no hole"
-        last[turn_id] = max(number, last.get(turn_id, 0))
+    places = {turn_id: world.places_of(turn_id) for turn_id in world.tails}
+    for turn_id, number in world.arrived:
+        place = places[turn_id][number]
+        assert place <= last.get(turn_id, 0) + 1, "no hole"
+        last[turn_id] = max(place, last.get(turn_id, 0))
         if turn_id not in order:
             assert all(int(turn_id[5:]) > int(earlier[5:]) for earlier in order), "in the order in which they began"
             order.append(turn_id)
@@ -226,6 +237,27 @@ def test_a_turn_without_text_is_delivered_by_its_end(missing):
     world.missing = {turn_id} if missing else set()
     line = world.line()
     assert line.next_piece(long) is None
+    assert not world.cursors
+
+
+def test_what_comes_beside_the_text_holds_up_no_text_however_much_it_is():
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, 2 * READ_LIMIT + 2, beside=range(1, 2 * READ_LIMIT + 1))
+    line = world.line()
+    assert text_of(line.next_piece(long)) == [1]
+    assert text_of(line.next_piece(long)) == [2 * READ_LIMIT + 2]
+
+
+@pytest.mark.parametrize("count", [3, READ_LIMIT + 3])
+def test_a_turn_that_ends_with_what_is_no_text_is_delivered(count):
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, count, end=True, beside=range(1, count))
+    line = world.line()
+    assert text_of(line.next_piece(long)) == [1]
+    assert line.next_piece(long) is None
+    line.confirm(line.mark())
     assert not world.cursors
 
 

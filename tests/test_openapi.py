@@ -9,7 +9,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from server import create_app, errors
 from server.routes.openapi import VERSION, document
-from server.routes.openapi.refusals import IN_STREAM
+from server.routes.openapi.refusals import COMPLETING, IN_STREAM
 from server.settings import Settings
 
 from .conftest import ROOT
@@ -26,7 +26,7 @@ def operations():
 
 
 def codes_of(operation):
-    """Status and code of each refusal."""
+    """Status and code of each refusal in our own shape."""
     for status, response in operation["responses"].items():
         schema = response.get("content", {}).get("application/json", {}).get("schema", {})
         for code in schema.get("properties", {}).get("code", {}).get("enum", ()):
@@ -64,9 +64,18 @@ def test_every_error_is_in_the_document_with_its_status():
     # Without those that only gather others.
     known = {(kind.status, kind.code) for kind in kinds if "code" in vars(kind) or kind is errors.InternalError}
     told = {pair for *_, operation in operations() for pair in codes_of(operation) if pair != (416, "bad_request")}
-    in_streams = {(kind.status, kind.code) for kind in IN_STREAM}
+    in_streams = {(kind.status, kind.code) for kind in (*IN_STREAM, *COMPLETING)}
     elsewhere = {(405, "method_not_allowed")}
     assert told | in_streams | elsewhere == known
+
+
+def test_what_openais_clients_are_refused_is_in_their_shape_and_with_the_same_statuses():
+    responses = DOCUMENT["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert {int(status) for status in responses} == {200, 414, 421, 431} | {kind.status for kind in COMPLETING}
+    refused = [response for status, response in responses.items() if status != "200"]
+    for response in refused:
+        error = response["content"]["application/json"]["schema"]["properties"]["error"]
+        assert set(error["properties"]) == {"message", "type", "param", "code"}
 
 
 def test_operations_have_names_of_their_own():

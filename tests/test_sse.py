@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server import sse
-from server.sse import Done, Failure, Retrying, Token
+from server.sse import Done, Extra, Failure, Retrying, Token
 
 
 def test_a_token():
@@ -24,6 +24,10 @@ def test_done_is_an_event_of_its_own():
 
 def test_done_holds_the_usage_where_the_gateway_gave_it():
     assert b'"usage":{"total_tokens":3}' in sse.encode([Done(2, "complete", "stop", {"total_tokens": 3})])
+
+
+def test_what_comes_beside_the_text_is_an_id_alone_which_clients_remember_and_show_nothing_of():
+    assert sse.encode([Extra(3, b'{"delta":{"refusal":"No."}}')]) == b"id: 3\n\n"
 
 
 def test_a_status_has_no_id():
@@ -47,6 +51,7 @@ def parse(stream):
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 events = st.one_of(
     st.builds(Token, st.integers(1), texts),
+    st.builds(Extra, st.integers(1), st.binary()),
     st.builds(Failure, st.integers(1), texts, texts),
     st.builds(Done, st.integers(1), texts, st.none() | texts, st.none()),
 )
@@ -57,6 +62,9 @@ def test_whatever_the_text_it_stays_inside_its_event(given_events):
     read = parse(sse.encode(given_events))
     assert [int(event["id"]) for event in read] == [event.id for event in given_events]
     for event, source in zip(read, given_events, strict=True):
+        if isinstance(source, Extra):
+            assert set(event) == {"id"}
+            continue
         data = json.loads(event["data"])
         if isinstance(source, Token):
             assert data == {"token": source.text}

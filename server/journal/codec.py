@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from ..sse import Done, Event, Failure, Token
+from ..sse import Done, Event, Extra, Failure, Token
 
 
 def pack(events: Sequence[Event]) -> bytes:
@@ -24,6 +24,8 @@ def item(event: Event) -> object:
     match event:
         case Token():
             return event.text
+        case Extra():
+            return {"choice": orjson.Fragment(event.choice)}
         case Failure():
             return {"error": event.error, "code": event.code}
         case Done():
@@ -34,6 +36,8 @@ def event(number: int, found: object) -> Event:
     match found:
         case str():
             return Token(number, found)
+        case {"choice": dict(choice)}:
+            return Extra(number, orjson.dumps(choice))
         case {"error": str(error), "code": str(code)}:
             return Failure(number, error, code)
         case {"status": str(status), "finish_reason": reason, "usage": usage}:

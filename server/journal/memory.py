@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ..access.allowance import AT_ONCE_RETRY, UNLIMITED, Allowance, Beginnings
 from ..errors import TooManyRequests, TooManyTurnsOfCaller
-from ..sse import Done, Event, Failure, Token
+from ..sse import Done, Event, Extra, Failure, Token
 from . import LEASE, Batch, Begun, Entry, News, Wish, closing
 from .memory_outbox import MemoryOutbox
 from .memory_store import Record, Store
@@ -190,6 +190,8 @@ def event_size(event: Event) -> int:
     match event:
         case Token(_, text):
             return EVENT_BYTES + len(text)
+        case Extra(_, choice):
+            return EVENT_BYTES + len(choice)
         case Failure(_, error, _):
             return EVENT_BYTES + len(error)
         case Done():

@@ -12,7 +12,7 @@ import gevent
 
 from ..bell import Bell
 from ..errors import StoreUnavailable
-from ..sse import Done, Event, Retrying, Token
+from ..sse import Done, Event, Extra, Retrying, Token
 from . import AHEAD, Batch, Journal, closing
 
 HELD = 512  # events that stay here once the journal has them
@@ -227,11 +227,16 @@ class Follower:
             self.waiting_since = None
 
 
+def weight(event: Event) -> int:
+    """Of an event that is no token. What comes beside the text weighs as well: some followers send it."""
+    return len(event.choice) if type(event) is Extra else 0
+
+
 def within_limit(events: list[Event]) -> list[Event]:
     """The first of `events`, at least one, that together are no larger than what may be sent at once."""
     size = 0
     for index, event in enumerate(events):
-        size += EVENT_BYTES + (len(event.text) if type(event) is Token else 0)
+        size += EVENT_BYTES + (len(event.text) if type(event) is Token else weight(event))
         if size > READ_BYTES and index:
             return events[:index]
     return events

@@ -2,12 +2,15 @@
 
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 
 from flask import Blueprint, Flask, Response, jsonify
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from .. import metrics
+from ..completion_answer import error_object
 from ..errors import (
     BadRequest,
     BodyTooLarge,
@@ -19,10 +22,12 @@ from ..errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from . import browser, openapi, ops, page, streams
+from . import browser, openai, openapi, ops, page, streams
 from .limits import headers
 
 log = logging.getLogger(__name__)
+
+Refuse = Callable[[RelayError], Response]
 
 BY_STATUS: dict[int, type[RelayError]] = {
     404: NotFound,
@@ -38,7 +43,7 @@ def register(app: Flask, url_prefix: str = "", *, with_page: bool = True, with_o
     All are in one blueprint, `relay`, whose name is the only one that the app cannot have for its own.
     """
     mounted = Blueprint("relay", __name__)
-    for module in (streams, openapi):
+    for module in (streams, openai, openapi):
         mounted.register_blueprint(module.routes)
     if with_ops:
         mounted.register_blueprint(ops.routes)
@@ -47,16 +52,20 @@ def register(app: Flask, url_prefix: str = "", *, with_page: bool = True, with_o
     app.register_blueprint(mounted, url_prefix=url_prefix or None)
 
 
-def complete(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
-    """Adds what all routes have in common: what is checked first, how they refuse. `shared` as for `browser.guard`."""
+def complete(scaffold: Flask | Blueprint, *, shared: bool = False, refuse: Refuse | None = None) -> None:
+    """Adds what all routes have in common: what is checked first, how they refuse.
+
+    `shared` as for `browser.guard`; `refuse` makes the answers to errors, where they have a shape of their own.
+    """
+    refuse = refuse or refuse_plainly
     browser.guard(scaffold, shared=shared)
     scaffold.register_error_handler(RelayError, refuse)
-    scaffold.register_error_handler(HTTPException, refuse_http)
-    scaffold.register_error_handler(ParseException, refuse_malformed)
-    scaffold.register_error_handler(Exception, refuse_unexpected)
+    scaffold.register_error_handler(HTTPException, partial(refuse_http, refuse))
+    scaffold.register_error_handler(ParseException, partial(refuse_malformed, refuse))
+    scaffold.register_error_handler(Exception, partial(refuse_unexpected, refuse))
 
 
-def refuse(error: RelayError) -> Response:
+def refuse_plainly(error: RelayError) -> Response:
     """`{"error": sentence, "code": code}`, as every refusal before a stream begins."""
     metrics.note_refusal(error.code)
     response = jsonify(error=error.sentence, code=error.code)
@@ -71,7 +80,14 @@ def refuse(error: RelayError) -> Response:
     return response
 
 
-def refuse_http(error: HTTPException) -> Response:
+def refuse_as_openai(error: RelayError) -> Response:
+    """The same in the shape that OpenAI's clients read."""
+    response = refuse_plainly(error)
+    response.set_data(jsonify(error_object(error)).get_data())
+    return response
+
+
+def refuse_http(refuse: Refuse, error: HTTPException) -> Response:
     """What Flask itself refuses, in our shape."""
     status = error.code or 500
     kind = BY_STATUS.get(status, BadRequest if status < 500 else InternalError)
@@ -82,17 +98,18 @@ def refuse_http(error: HTTPException) -> Response:
     return response
 
 
-def refuse_malformed(error: ParseException) -> Response:
+def refuse_malformed(refuse: Refuse, error: ParseException) -> Response:
     """A body that gunicorn reads, and finds to be none, only when a route asks for it."""
     return refuse(BadRequest("The body is not in chunks that this server reads."))
 
 
-def refuse_unexpected(error: Exception) -> Response:
+def refuse_unexpected(refuse: Refuse, error: Exception) -> Response:
     log.error("request broke", exc_info=error)
     return refuse(InternalError())
 
 
 complete(streams.routes, shared=True)
+complete(openai.routes, shared=True, refuse=refuse_as_openai)
 complete(openapi.routes, shared=True)
 complete(ops.routes)
 complete(page.routes)

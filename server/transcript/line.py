@@ -154,12 +154,15 @@ class Line:
         except StreamNotFound:
             self._give_up(delivery)
             return None
-        # Looked at before `take`, which may wait: what comes in the meantime is not forgotten.
-        is_behind, is_over = follower.is_behind, follower.is_over
-        events = follower.take()
-        if delivery not in self._deliveries:
-            return None  # dropped in the meantime
-        tokens = [event for event in events if type(event) is Token]
+        while True:
+            # Looked at before `take`, which may wait: what comes in the meantime is not forgotten.
+            is_behind, is_over = follower.is_behind, follower.is_over
+            events = follower.take()
+            if delivery not in self._deliveries:
+                return None  # dropped in the meantime
+            tokens = [event for event in events if type(event) is Token]
+            if tokens or not events or type(events[-1]) is Done:
+                break  # what came beside the text is none of the transcript's
         if not tokens:
             if (events and type(events[-1]) is Done) or (is_over and not is_behind):
                 self._end(delivery)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import BadCursor, BadRequest, ConversationBusy, CrossOrigin, Forbidden, NotFound, StoreUnavailable
+from ...prompt import MAX_CONVERSATION_ID
 from ..streams import MAX_CURSOR_DIGITS, MAX_KEY
-from .refusals import ASKING, EVERYWHERE, FINDING, GETTING_IN, RATE, Refusal, refusal, refusals
+from .refusals import ASKING, COMPLETING, EVERYWHERE, FINDING, GETTING_IN, RATE, Refusal, refusal, refusals
 from .shapes import ID, STRING, Shape, ref
 
 JSON = "application/json"
@@ -41,6 +42,13 @@ CURSORS = [
     },
     {"name": "after", "in": "query", "schema": CURSOR, "description": "The same, for who cannot send headers."},
 ]
+CONVERSATION = {
+    "name": "X-Conversation-Id",
+    "in": "header",
+    "schema": STRING | {"minLength": 1, "maxLength": MAX_CONVERSATION_ID, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    "description": "The same as `metadata.conversation_id`, which goes first.",
+}
+REQUEST_ID = {"X-Request-Id": HEADER | {"description": "the stream's id: the answer is at `/streams/{id}` as well"}}
 STREAM_ID = {"name": "stream_id", "in": "path", "required": True, "schema": ID}
 CONVERSATION_ID = {
     "name": "conversation_id",
@@ -56,15 +64,21 @@ def content(kind: str, shape: Shape = STRING) -> Shape:
 
 
 def operation(
-    name: str, does: str, security: list[Shape], responses: Shape, refused: Sequence[Refusal] = (), **more: Any
+    name: str,
+    does: str,
+    security: list[Shape],
+    responses: Shape,
+    refused: Sequence[Refusal] = (),
+    as_openai: bool = False,
+    **more: Any,
 ) -> Shape:
-    """`refused`: what this one refuses, beside what every one does."""
+    """`refused`: what this one refuses, beside what every one does; `as_openai`: in the shape of their errors."""
     return {
         "operationId": name,
         "summary": does,
         "security": security,
         **more,
-        "responses": responses | refusals(*EVERYWHERE, *refused),
+        "responses": responses | refusals(*EVERYWHERE, *refused, as_openai=as_openai),
     }
 
 
@@ -153,6 +167,37 @@ PATHS: dict[str, Shape] = {
             {"204": {"description": "Nothing of it is left here."}},
             (*GETTING_IN, Forbidden, CrossOrigin, NotFound, StoreUnavailable, ConversationBusy),
         ),
+    },
+    "/v1/chat/completions": {
+        "post": operation(
+            "complete_chat",
+            "Asks, and answers as OpenAI does: with chunks, or with one whole answer",
+            BEARER,
+            {
+                "200": {
+                    "description": "The answer; a stream whose question failed ends with an `error` object instead.",
+                    "headers": REQUEST_ID | RATE,
+                    "content": {
+                        JSON: {"schema": ref("Completion")},
+                        "text/event-stream": {"schema": ref("CompletionEvent")},
+                    },
+                }
+            },
+            COMPLETING,
+            as_openai=True,
+            parameters=[IDEMPOTENCY_KEY, CONVERSATION],
+            requestBody={"required": True, "content": {JSON: {"schema": ref("CompletionRequest")}}},
+        )
+    },
+    "/v1/models": {
+        "get": operation(
+            "list_models",
+            "The model that is asked where the question names none, as OpenAI lists models",
+            BEARER,
+            {"200": {"description": "One model.", **content(JSON, ref("Models"))}},
+            GETTING_IN,
+            as_openai=True,
+        )
     },
     "/healthz": {
         "get": operation(

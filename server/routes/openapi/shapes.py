@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from ... import completion_request
 from ...chunks import MAX_FINISH_REASON
+from ...errors import AnswerCancelled
 from ...prompt import (
     MAX_CONVERSATION_ID,
     MAX_MESSAGES,
@@ -53,6 +55,12 @@ def event(name: str, data: Shape, what: str) -> Shape:
     return {"description": what, "properties": {"event": {"const": name}, "data": content}}
 
 
+def choices(part: str, shape: Shape, reason: Shape) -> Shape:
+    """OpenAI's list of answers; here it holds one, or none in the chunk that tells the usage."""
+    choice = {"index": {"const": 0}, part: shape, "logprobs": {"type": ["object", "null"]}, "finish_reason": reason}
+    return {"type": "array", "maxItems": 1, "items": thing(choice)}
+
+
 ID = STRING | {"pattern": "^[A-Za-z0-9_-]{22}$"}
 ADDRESS = STRING | {
     "format": "uri-reference",
@@ -82,16 +90,38 @@ MESSAGES = {
     "description": f"the whole conversation, {MAX_PROMPT_CHARS} characters at most; one at least is not the system's",
 }
 
+CONVERSATION_ID = or_null(
+    text(MAX_CONVERSATION_ID, "printable; whose transcript gets the answer. Needed, unless there is a default")
+)
+PARTS = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "object", "required": ["type"], "properties": {"type": STRING}},
+    "description": "text, images and whatever else the gateway takes",
+}
+COMPLETION_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": MAX_MESSAGES,
+    "items": ref("CompletionMessage"),
+    "contains": {
+        "properties": {
+            "role": {"enum": [r for r in completion_request.ROLES if r not in completion_request.INSTRUCTING]}
+        }
+    },
+    "description": f"the whole conversation, {MAX_PROMPT_CHARS} characters at most; one at least gives no instructions",
+}
+COMPLETION_HEAD = {
+    "id": STRING | {"pattern": "^chatcmpl-"},
+    "created": {"type": "integer", "description": "seconds since 1970"},
+    "model": STRING | {"description": "as it was asked for"},
+}
+
 SHAPES: dict[str, Shape] = {
     "Question": {
         "type": "object",
         "properties": {
-            "conversationId": or_null(
-                text(
-                    MAX_CONVERSATION_ID,
-                    "printable; whose transcript gets the answer. Needed, unless there is a default",
-                )
-            ),
+            "conversationId": CONVERSATION_ID,
             "prompt": or_null(PROMPT),
             "messages": or_null(MESSAGES),
             "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": MAX_TEMPERATURE},
@@ -106,6 +136,98 @@ SHAPES: dict[str, Shape] = {
     },
     "Message": thing(
         {"role": one_of(list(ROLES), "who said it"), "content": text(MAX_PROMPT_CHARS, "what was said")}, closed=False
+    ),
+    "CompletionRequest": {
+        "type": "object",
+        "required": ["messages"],
+        "properties": {
+            "messages": COMPLETION_MESSAGES,
+            "model": or_null(text(MAX_MODEL, "printable; which of the gateway's models to ask, `default` for its own")),
+            "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": MAX_TEMPERATURE},
+            "max_tokens": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_TOKENS},
+            "stream": {"type": ["boolean", "null"]},
+            "stream_options": or_null(
+                {"type": "object", "properties": {"include_usage": {"type": ["boolean", "null"]}}}
+            ),
+            "n": {"enum": [1, None]},
+            "metadata": or_null({"type": "object", "properties": {"conversation_id": CONVERSATION_ID}}),
+        },
+        "description": "OpenAI's; what is not named here goes on to the gateway as it came",
+        "examples": [{"model": "default", "messages": [{"role": "user", "content": "Where is my parcel?"}]}],
+    },
+    "CompletionMessage": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {"role": one_of(list(completion_request.ROLES), "who said it")},
+        "anyOf": [
+            {"required": ["content"], "properties": {"content": STRING}},
+            {"required": ["content"], "properties": {"content": PARTS}},
+            {"properties": {"role": {"const": "assistant"}, "content": NULL}},
+        ],
+    },
+    "Completion": thing(
+        {
+            "object": {"const": "chat.completion"},
+            **COMPLETION_HEAD,
+            "choices": choices(
+                "message",
+                {
+                    "type": "object",
+                    "required": ["role", "content", "refusal"],
+                    "properties": {
+                        "role": {"const": "assistant"},
+                        "content": {"type": ["string", "null"]},
+                        "refusal": {"type": ["string", "null"]},
+                        "tool_calls": {"type": "array"},
+                    },
+                },
+                STRING,
+            ),
+            "usage": USAGE,
+        },
+        "usage",
+    ),
+    "CompletionEvent": {
+        "type": "object",
+        "required": ["data"],
+        "oneOf": [
+            event("message", ref("CompletionChunk"), "a piece of the answer"),
+            event("message", thing({"error": ref("CompletionError")}), "why it ends early; nothing follows"),
+            {"description": "the end of a whole answer", "properties": {"data": {"const": "[DONE]"}}},
+        ],
+    },
+    "CompletionError": thing(
+        {
+            "message": STRING | {"description": "what happened and what to do, for people"},
+            "type": STRING,
+            "param": NULL,
+            "code": one_of([*STREAM_CODES, AnswerCancelled.code], "the same for programs"),
+        }
+    ),
+    "CompletionChunk": thing(
+        {
+            "object": {"const": "chat.completion.chunk"},
+            **COMPLETION_HEAD,
+            "choices": choices("delta", {"type": "object"}, FINISH_REASON),
+            "usage": USAGE,
+        },
+        "usage",
+    ),
+    "Models": thing(
+        {
+            "object": {"const": "list"},
+            "data": {
+                "type": "array",
+                "items": thing(
+                    {
+                        "id": STRING,
+                        "object": {"const": "model"},
+                        "created": {"type": "integer"},
+                        "owned_by": STRING,
+                    }
+                ),
+            },
+        }
     ),
     "Begun": thing({"id": ID, "url": ADDRESS}),
     "Stream": thing(

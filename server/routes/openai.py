@@ -1,0 +1,150 @@
+"""The front for OpenAI's clients: an answer is asked for, streamed and refused as they know it.
+
+Behind it is a turn like any other: journaled, mirrored into the transcript, limited, and there at `/streams/{id}` as
+well; the id is in the header `X-Request-Id`.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from flask import Blueprint, Response, after_this_request, current_app, jsonify, request
+
+from .. import sse
+from ..client import Client
+from ..completion_answer import Chunks, Head, Whole, failure
+from ..completion_request import DEFAULT_MODEL, CompletionRequest, read_completion
+from ..errors import AnswerCancelled, Interrupted
+from ..journal import Entry
+from ..journal.tail import Follower
+from ..prompt import read_conversation_id
+from ..relay import Relay
+from ..sse import Done, Event, Failure, Retrying
+from .limits import tell
+from .streams import identify, read_body, read_key, uncached
+
+routes = Blueprint("openai", __name__)
+
+CONVERSATION = "X-Conversation-Id"
+# What OpenAI's own clients send from a browser, beside what all of ours may.
+PREFLIGHT = ", ".join(
+    [
+        CONVERSATION,
+        *("OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
+        *(f"X-Stainless-{name}" for name in ("Arch", "Async", "Helper-Method", "Lang", "OS", "Package-Version")),
+        *(f"X-Stainless-{name}" for name in ("Poll-Helper", "Retry-Count", "Runtime", "Runtime-Version", "Timeout")),
+    ]
+)
+ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
+
+Batch = list[Event | Retrying]
+
+
+@routes.post("/v1/chat/completions")
+def complete_chat() -> Response:
+    """Asks the gateway and answers with OpenAI's chunks, or with one whole answer."""
+    relay = Relay.of(current_app)
+    asked, entry = ask(relay)
+    model = asked.model or relay.settings.gateway_model or DEFAULT_MODEL
+    head = Head(entry.id, int(entry.began), model)
+    client = Client(request.environ)
+    # Such a client knows no cursor: it cannot come back to another worker.
+    follower = relay.turns.follow(entry, 0, can_return=False)
+
+    def leave() -> None:
+        client.forget()
+        relay.turns.leave(follower)
+
+    follower.on_drop = client.hang_up
+    client.watch(follower.lose)
+    try:
+        response = stream(follower, Chunks(head, asked.include_usage)) if asked.stream else whole(follower, Whole(head))
+    except BaseException:
+        leave()
+        raise
+    response.call_on_close(leave)
+    return response
+
+
+@routes.get("/v1/models")
+def list_models() -> Response:
+    """The one model that is there for certain; the gateway may know others by name."""
+    relay = Relay.of(current_app)
+    identify(relay)
+    model = relay.settings.gateway_model or DEFAULT_MODEL
+    return uncached(
+        jsonify(object="list", data=[{"id": model, "object": "model", "created": 0, "owned_by": "gateway"}])
+    )
+
+
+@routes.after_request
+def allow_their_headers(response: Response) -> Response:
+    for name, more in ((ALLOW, PREFLIGHT), (EXPOSE, "X-Request-Id")):
+        if name in response.headers:
+            response.headers[name] += f", {more}"
+    return response
+
+
+def ask(relay: Relay) -> tuple[CompletionRequest, Entry]:
+    """Begins what the request asks for; an Idempotency-Key that came before leads to what it began."""
+    caller = identify(relay)
+    body = read_body(relay)
+    asked = read_completion(body)
+    named = read_conversation_id(request.headers.get(CONVERSATION), f"`{CONVERSATION}`")
+    # Without a conversation the answer goes into no transcript: these clients cannot be expected to know of one.
+    conversation_id = asked.prompt.conversation_id or named or relay.settings.default_conversation_id
+    started = relay.begin(asked.prompt, conversation_id, caller, read_key(body))
+    tell(started.standing)
+    tell_id(started.entry.id)
+    return asked, started.entry
+
+
+def tell_id(turn_id: str) -> None:
+    """Adds the turn's id to the response, be it an error."""
+
+    @after_this_request
+    def add(response: Response) -> Response:
+        response.headers["X-Request-Id"] = response.headers["X-Stream-Id"] = turn_id
+        if response.status_code >= 400:
+            # The gateway was asked again where that was right; asked again from here, it would be paid for twice.
+            response.headers["X-Should-Retry"] = "false"
+        return response
+
+
+def stream(follower: Follower, chunks: Chunks) -> Response:
+    """The status waits for the first event, so that a question that fails has one; but for no longer than a ping."""
+    batches = iter(follower)
+    first: Batch = []
+    for first in batches:
+        if not first or any(type(event) is not Retrying for event in first):
+            break
+    refuse_without_answer(first)
+    response = Response(pieces(chain([first], batches), chunks), mimetype="text/event-stream")
+    response.headers["Cache-Control"] = "no-cache, no-transform"
+    response.headers["X-Accel-Buffering"] = "no"
+    return response
+
+
+def refuse_without_answer(batch: Batch) -> None:
+    """Raises why there is none, where there is none."""
+    match [event for event in batch if type(event) is not Retrying]:
+        case [Failure() as failed, *_]:
+            raise failure(failed)
+        case [Done(status="cancelled")]:
+            raise AnswerCancelled
+
+
+def pieces(batches: Iterable[Batch], chunks: Chunks) -> Iterator[bytes]:
+    """The body: what is ready goes out in one piece."""
+    for batch in batches:
+        yield chunks.encode(batch) or sse.PING
+
+
+def whole(follower: Follower, answer: Whole) -> Response:
+    """The answer in one piece. Raises what it ended with."""
+    ended = False
+    for batch in follower:
+        answer.add(batch)
+        ended = bool(batch) and type(batch[-1]) is Done
+    if not ended:
+        raise Interrupted  # to no one: the client has left, or the journal has forgotten the answer
+    return uncached(jsonify(answer.finish()))
