@@ -14,7 +14,7 @@ from .turns import Turns
 
 
 class Answer(Iterator[Event]):
-    """Iterates over a turn's events: Token, maybe a Failure, and Done at the end.
+    """Iterates over a turn's events: Token, Extra for what came beside the text, maybe a Failure, and Done at the end.
 
     What it needs of the request is taken when it is made: it can be read while the response streams, with the request's
     context or without. It ends early when the client has left, or when an event is not taken within 20 s

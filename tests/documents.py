@@ -12,7 +12,7 @@ PROGRAMS = (
     r"make|pip|pip-audit|python3?|\.venv/bin/\S+|relay|curl|git|cp|openssl|nginx|gunicorn|flask|node|npm|docker|"
     r"systemctl|journalctl|systemd-analyze|redis-cli|redis-server|sqlite3|promtool|sudo|install|useradd|kill|export|apt-get"
 )
-COMMAND = re.compile(rf"(?:[A-Z][A-Z_]*=\S* )*(?:{PROGRAMS})(?: |$)")
+COMMAND = re.compile(rf"(?:[A-Z][A-Z_]*=\S* )*(?:{PROGRAMS})(?: (?!=)|$)")
 FENCE = re.compile(r"\s*```\s*(\w*)")
 
 

@@ -28,6 +28,7 @@ PROGRAMS = [
     if block.language == "python" or (not block.language and block.text.startswith(("import ", "from ")))
 ]
 CI = "what runs these tests"
+HOST = "changes a host of its own: looked at for its syntax, and for the files that it takes from here"
 # What takes a machine of its own, the whole project or its ports: the test that does the same, or what else proves it.
 PROVED = {
     r"make run": "test_cli::test_run_serves_with_the_sandbox_and_leaves_no_process",
@@ -36,7 +37,17 @@ PROVED = {
     r"python -m sandbox --port \d+": "conftest::Sandbox",
     r"python -m pip install -r [\w./-]+": "test_requirements::test_what_is_asked_for_is_what_is_pinned",
     r"pip-audit ": "asks a service; the versions are checked where it is run",
+    r"pip install \.\./\.\.": "test_package::test_all_of_the_server_is_in_the_package_and_nothing_else",
+    r"export |python models\.py|gunicorn$": "test_shop::test_a_deploy_in_mid_stream_loses_nothing",
+    r"(useradd|install|systemctl|journalctl|nginx|git archive|python3 -m venv|redis-cli|openssl|docker) ": HOST,
 }
+# Programs in pieces, or in another language.
+PROVED_PROGRAMS = {
+    "import {": "test_client_readme::test_javascript",
+    "from server.gunicorn_hooks": "test_shop::test_a_deploy_in_mid_stream_loses_nothing",
+}
+GO_ON = {"from server.sse": "from flask"}  # how a program begins, and the one that it goes on from
+OURS = re.compile(r"(?<![\w/])(?:deploy|server|bench)/[\w./@-]+|\.env\.example|requirements\.txt")
 TEST = re.compile(r"(\w+)::(\w+)")
 
 
@@ -53,11 +64,14 @@ def places(shared_sandbox, relay):
     """What the documents' addresses and secrets stand for here."""
     key = make_key("shop")
     keyed = RelayServer(shared_sandbox.url, ACCESS="keys", RELAY_API_KEYS=key.entry)
+    relay.settings |= {"BIND": relay.url.removeprefix("http://"), "RELAY_KEY": key.key, "PYTHONPATH": "client"}
     yield {
         "http://127.0.0.1:8000": relay.url,
         "https://relay.example": keyed.url,
+        "http://127.0.0.1:8080": relay.url,
         "localhost:8001": shared_sandbox.url,
         "relay_Zm9v...": key.key,
+        "--streams 300 --tokens 60": "--streams 20 --tokens 20",  # the same, sooner
         "kq3...": lambda: relay.begin("Where is my parcel?", "demo"),
         ".venv/bin/python": sys.executable,
     }
@@ -91,14 +105,34 @@ def run(command, relay):
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS)
 def test_a_command_that_is_shown_works(document, command, places, relay):
-    proof = next((proof for pattern, proof in PROVED.items() if re.match(pattern, command.text)), None)
+    proof = proof_of(command.text, PROVED)
     if proof is None:
         text = here(command.text, places).replace("curl ", "curl --fail-with-body --no-progress-meter ")
         run(["bash", "-euc", text], relay)
-    for file, name in TEST.findall(proof or ""):
-        assert re.search(rf"\b(def|class) {name}\b", (ROOT / f"tests/{file}.py").read_text()), proof
+    elif proof is HOST:
+        run(["bash", "-nc", command.text], relay)
+        for path in OURS.findall(command.text):
+            assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(("document", "program"), PROGRAMS)
-def test_a_program_that_is_shown_prints_an_answer(document, program, places, relay):
-    assert run([sys.executable, "-c", here(program.text, places)], relay).strip()
+def test_a_program_that_is_shown_runs(document, program, places, relay):
+    if proof_of(program.text, PROVED_PROGRAMS) is None:
+        text = "\n".join(block.text for block in [*goes_on_from(document, program), program])
+        run([sys.executable, "-c", here(text, places)], relay)
+
+
+def goes_on_from(document, program):
+    """The block that a program needs before it."""
+    begin = next((begin for later, begin in GO_ON.items() if program.text.startswith(later)), None)
+    return [block for place, block in SHOWN if place == document and begin and block.text.startswith(begin)]
+
+
+def proof_of(text, proofs):
+    """What proves it elsewhere; None where it is to be run here."""
+    return next((proof for pattern, proof in proofs.items() if re.match(pattern, text)), None)
+
+
+def test_what_proves_the_rest_is_there():
+    for file, name in TEST.findall(" ".join([*PROVED.values(), *PROVED_PROGRAMS.values()])):
+        assert re.search(rf"\b(def|class) {name}\b", (ROOT / f"tests/{file}.py").read_text()), name
