@@ -1,6 +1,7 @@
 """What is installed: pinned to the last package, each with the hashes of its files; and no more than has a reason."""
 
 import re
+import tomllib
 from importlib.metadata import version
 
 import pytest
@@ -74,3 +75,24 @@ def test_the_tests_run_with_what_is_pinned():
     for package, (requirement, _) in pinned(ALL).items():
         if requirement.marker is None or requirement.marker.evaluate():
             assert requirement.specifier.contains(version(package), prereleases=True), package
+
+
+def test_a_package_that_an_app_has_already_may_stay_and_the_tested_one_fits():
+    """The project asks for ranges: of all that the server runs on, and the pinned versions are in them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {canonicalize_name(one.name): one for one in map(Requirement, project["dependencies"])}
+    pins = [Requirement(line.partition("#")[0].strip()) for line in asked_for("requirements")]
+    assert set(ranges) == {canonicalize_name(pin.name) for pin in pins}
+    for pin in pins:
+        asked = ranges[canonicalize_name(pin.name)]
+        assert asked.extras == pin.extras
+        assert asked.specifier.contains(next(iter(pin.specifier)).version)
+
+
+def test_the_extras_are_what_is_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = pinned(ALL)
+    for extra in project["optional-dependencies"].values():
+        for asked in map(Requirement, extra):
+            pin = next(iter(pins[canonicalize_name(asked.name)][0].specifier)).version
+            assert asked.specifier.contains(pin)
