@@ -266,7 +266,8 @@ def test_the_files_agree_with_each_other_and_with_gunicorns_settings():
     service = unit["Service"]
     config = (ROOT / "gunicorn.conf.py").read_text()
     graceful = Settings.model_fields["gateway_timeout"].default + 15
-    assert "graceful_timeout = int(settings.gateway_timeout) + 15" in config
+    hooks = (ROOT / "server/gunicorn_hooks.py").read_text()
+    assert "graceful_timeout = int(_settings.gateway_timeout) + 15" in hooks
     assert int(service["TimeoutStopSec"][0]) > graceful
     assert f"worker_shutdown_timeout {service['TimeoutStopSec'][0]}s;" in (ROOT / "deploy/nginx.conf").read_text()
     assert f"backlog = {door['Backlog'][0]}\n" in config
