@@ -137,13 +137,14 @@ class Deaf:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client):
-        while (data := client.recv(65536)) and not self._hang:
-            self.requests.append(data.split(b"\r\n", 1)[0].decode())
-            if not self._answers:
-                break
-            client.sendall(self._answers.pop(0))
-        if not self._hang:
-            client.close()
+        with contextlib.suppress(OSError):  # closed
+            while (data := client.recv(65536)) and not self._hang:
+                self.requests.append(data.split(b"\r\n", 1)[0].decode())
+                if not self._answers:
+                    break
+                client.sendall(self._answers.pop(0))
+            if not self._hang:
+                client.close()
 
     def close(self):
         for one in (self._listener, *self._held):

@@ -202,6 +202,10 @@ def test_a_deploy_in_mid_stream_loses_nothing(sandbox, prompt, tmp_path):
         assert [event["data"]["token"] for event in events if "token" in event.get("data", "")] == tokens
         assert f'<p id="answer">{"".join(tokens)}</p>'.encode() in page.whole()
         until(lambda: not before & set(shop.workers), "the old workers are gone")
-        until(lambda: sandbox.text_of("order-1") == "".join(tokens) * 2, "the transcript has both, one after the other")
+        until(
+            lambda: sandbox.text_of("order-1") == "".join(tokens) * 2,
+            "the transcript has both, one after the other",
+            patience=60,
+        )
     finally:
         shop.stop()
