@@ -5,7 +5,8 @@ from typing import Any
 
 # The worker class, what it needs around it, and how long it may take to stop.
 from server.gunicorn_hooks import *  # noqa: F403
-from server.settings import load, load_or_exit
+from server.master import Reloads
+from server.settings import Settings, SettingsError, load, load_or_exit
 from server.telemetry import log_config
 from server.worker import Log, check_before_reload, hurry_on_second_term
 
@@ -23,10 +24,21 @@ workers = settings.web_concurrency
 backlog = 2048
 
 
+def load_again() -> Settings:
+    """What a reload would read. Raises SettingsError for what only a start can change."""
+    again = load()
+    if again.bind != settings.bind:
+        raise SettingsError(
+            f"BIND={again.bind} takes a restart: gunicorn would give up {settings.bind} before it has it"
+        )
+    return again
+
+
 def when_ready(arbiter: Any) -> None:
     """As for an app, but that here the settings must say who may ask."""
+    Reloads(arbiter)
     hurry_on_second_term(arbiter)
-    check_before_reload(arbiter, load)
+    check_before_reload(arbiter, load_again)
 
 
 # A worker whose hub is blocked for so long is killed. Streams do not count: the hub runs on while they wait.

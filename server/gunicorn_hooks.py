@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .journal.engines import prepare_or_exit
+from .master import Reloads
 from .metrics_folder import clear_slot, keep_slot, make_folder, take_slot
 from .settings import load_for_app, load_or_exit
 from .worker import check_before_reload, hurry_on_second_term, look_before_start
@@ -56,6 +57,7 @@ child_exit = clear_slot
 
 def when_ready(arbiter: Any) -> None:
     """A second TERM ends what runs with `interrupted`, quickly, as INT does at once; HUP looks before it leaps."""
+    Reloads(arbiter)
     hurry_on_second_term(arbiter)
     check_before_reload(arbiter, load_for_app)
 

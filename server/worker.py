@@ -32,6 +32,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from . import surroundings
 from .access.keys import read_file
 from .errors import AddressTooLong, BadRequest, HeadersTooLarge
+from .journal.engines import prepare_store
 from .settings import Settings, SettingsError, leave
 
 if TYPE_CHECKING:
@@ -211,10 +212,11 @@ def check_before_reload(arbiter: Any, read: Callable[[], Settings]) -> None:
 
     def on_hup(number: int, frame: Any) -> None:
         try:
-            read()
+            prepare_store(read().store_url)
         except SettingsError as error:
             log.error("not reloaded", extra={"detail": str(error)})  # noqa: TRY400 - the sentence says it all
         else:
+            sys.modules.pop("server.gunicorn_hooks", None)  # its values follow from the settings
             arbiter.signal(number, frame)
 
     signal.signal(signal.SIGHUP, on_hup)

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import requests
 
-from .conftest import until
+from .conftest import ROOT, until
 
 
 def test_term_lets_a_stream_go_on_to_its_end(start_relay, sandbox, prompt, conversation):
@@ -60,6 +62,60 @@ def asks_well(relay, prompt):
         return relay.ask(prompt).finish().done["status"] == "complete"
     except requests.ConnectionError:
         return False
+
+
+def test_after_hup_the_master_sees_what_happens_while_old_turns_go_on(start_relay, sandbox, prompt):
+    relay = start_relay(GATEWAY_IDLE_TIMEOUT="60")
+    sandbox.script(prompt, ["a ", "b "], gate=True)
+    answer = relay.ask(prompt)
+    assert answer.next_token() == "a "
+    (old,) = relay.workers
+    relay.process.process.send_signal(signal.SIGHUP)
+    (new,) = until(lambda: set(relay.workers) - {old}, "a new worker")
+    other = f"{prompt} other"
+    sandbox.script(other, ["x"])
+    assert until(lambda: asks_well(relay, other), "an answer of the new worker")
+    os.kill(new, signal.SIGKILL)
+    until(lambda: set(relay.workers) - {old, new}, "another in its place")
+    assert until(lambda: asks_well(relay, other), "an answer of that one")
+    assert old in relay.workers, "the old one still has its turn"
+    relay.process.process.send_signal(signal.SIGTERM)
+    until(lambda: any("Handling signal: term" in entry["message"] for entry in relay.log), "the first has arrived")
+    relay.process.process.send_signal(signal.SIGTERM)
+    assert answer.finish().done["status"] == "interrupted"
+    assert relay.process.process.wait(10) == 0
+
+
+RELOADED = """
+import os, signal
+from pathlib import Path
+from types import SimpleNamespace
+from server.settings import load
+from server.worker import check_before_reload
+
+def configuration():
+    names = {}
+    exec(compile(Path("gunicorn.conf.py").read_text(), "gunicorn.conf.py", "exec"), names)
+    return names["graceful_timeout"], names["worker_connections"]
+
+before, heard = configuration(), []
+check_before_reload(SimpleNamespace(signal=lambda number, frame: heard.append(number)), load)
+os.environ |= {"GATEWAY_TIMEOUT": "200", "MAX_TURNS": "50"}
+os.kill(os.getpid(), signal.SIGHUP)
+os.environ["STORE_URL"] = "sqlite:////etc/passwd/x/relay.db"
+os.kill(os.getpid(), signal.SIGHUP)
+os.environ["STORE_URL"] = "memory://"
+print(before, configuration(), len(heard))
+"""
+
+
+def test_a_reload_takes_all_that_follows_from_the_settings_and_no_store_that_cannot_be_used():
+    settings = {"ACCESS": "open", "OAUTH_CLIENT_ID": "id", "OAUTH_CLIENT_SECRET": "a secret", "STORE_URL": "memory://"}
+    settings |= {"GATEWAY_TIMEOUT": "100", "MAX_TURNS": "20"}
+    done = subprocess.run(
+        [sys.executable, "-c", RELOADED], cwd=ROOT, env=settings, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == "(115, 140) (215, 200) 1\n"
 
 
 def test_what_outlives_the_drain_is_ended_and_said_so(start_relay, sandbox, prompt):

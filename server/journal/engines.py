@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..settings import leave
+from ..settings import SettingsError, leave
 from . import Journal
 from .memory import MemoryJournal
 from .sqlite import SqliteJournal
@@ -28,14 +28,24 @@ def open_journal(url: str, worker: str, retain: float, retain_undelivered: float
     return MemoryJournal(worker, retain, retain_undelivered)
 
 
-def prepare_or_exit(url: str) -> None:
-    """Makes the store's file and tables where there are none; a store that cannot be used ends the start."""
+def prepare_store(url: str) -> None:
+    """Makes the store's file and tables where there are none. Raises SettingsError for a store that cannot be used."""
     if urlsplit(url).scheme != "sqlite":
         return
     try:
         prepare(sqlite_path(url))
     except (OSError, sqlite3.Error) as error:
-        leave(f"STORE_URL={url} cannot be used: {error}. Name a file in a folder that the server may write to")
+        raise SettingsError(
+            f"STORE_URL={url} cannot be used: {error}. Name a file in a folder that the server may write to"
+        ) from None
+
+
+def prepare_or_exit(url: str) -> None:
+    """The same at the start, which it ends."""
+    try:
+        prepare_store(url)
+    except SettingsError as error:
+        leave(str(error))
 
 
 def sqlite_path(url: str) -> Path:
