@@ -33,6 +33,7 @@ from . import surroundings
 from .access.keys import read_file
 from .errors import AddressTooLong, BadRequest, HeadersTooLarge
 from .settings import Settings, SettingsError, leave
+from .telemetry import redact
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -213,7 +214,8 @@ def check_before_reload(arbiter: Any, read: Callable[[], Settings]) -> None:
         try:
             read()
         except SettingsError as error:
-            log.error("not reloaded", extra={"detail": str(error)})  # noqa: TRY400 - the sentence says it all
+            # In the message itself: an app's own log may show no more. A fresh key may stand in the sentence.
+            log.error("not reloaded: %s", redact(str(error)))  # noqa: TRY400 - the sentence says it all
         else:
             arbiter.signal(number, frame)
 
