@@ -69,6 +69,5 @@ forwarder_headers = ""
 
 # At LOG_LEVEL=DEBUG one line a request, through the relay's own formatter. A stream's line comes when it ends.
 logger_class = Log
-access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
 logconfig_dict = log_config(settings)
 loglevel = settings.log_level.lower()

@@ -1,34 +1,32 @@
 """Streams a Genesys Cloud LLM gateway's answers as Server-Sent Events, and mirrors them into the transcript.
 
 Nothing is imported up here: gunicorn.conf.py reads `server.settings` in the master process, before the worker has
-patched the standard library, and `requests` must not be imported before that. `Relay` and `Caller` are looked up when
-an app asks for them.
+patched the standard library, and `requests` must not be imported before that. What an app needs is looked up when it
+asks for it.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flask import Flask
 
     from .access.caller import Caller
+    from .errors import RelayError
     from .relay import Relay
     from .settings import Settings
+    from .sse import Done, Extra, Failure, Token
 else:
+    PLACES = {"Relay": ".relay", "Caller": ".access.caller", "RelayError": ".errors"}
+    PLACES |= dict.fromkeys(("Done", "Extra", "Failure", "Token"), ".sse")
 
     def __getattr__(name: str) -> type:
-        match name:
-            case "Relay":
-                from .relay import Relay  # noqa: PLC0415 - see above
-
-                return Relay
-            case "Caller":
-                from .access.caller import Caller  # noqa: PLC0415
-
-                return Caller
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(PLACES[name], __name__), name)
 
 
-__all__ = ["Caller", "Relay", "create_app"]
+__all__ = ["Caller", "Done", "Extra", "Failure", "Relay", "RelayError", "Token", "create_app"]
 
 WORKER_BOOT_ERROR = 3  # the exit status that makes gunicorn stop, and not start the worker again and again
 

@@ -163,8 +163,7 @@ class Forbidden(RelayError):
     code = "forbidden"
     status = 403
     sentence = (
-        "This is not a conversation that you may use; a token names them in its claim `conversations`. Name another "
-        "conversation, or get a token for this one."
+        "This is not a conversation that you may use. Name another, or have whoever let you in allow you this one."
     )
 
 

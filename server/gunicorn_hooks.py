@@ -14,10 +14,11 @@ from typing import Any
 from .journal.engines import prepare_or_exit
 from .master import Reloads
 from .metrics_folder import clear_slot, keep_slot, make_folder, take_slot
-from .settings import load_for_app, load_or_exit
+from .settings import leave, load_for_app, load_or_exit
 from .worker import check_before_reload, hurry_on_second_term, look_before_start
 
 __all__ = [
+    "access_log_format",
     "child_exit",
     "control_socket_disable",
     "graceful_timeout",
@@ -45,6 +46,10 @@ graceful_timeout = int(_settings.gateway_timeout) + 15
 
 def on_starting(arbiter: Any) -> None:
     """Once in the master's life, not at a reload: the server goes on with the keys that it has."""
+    if arbiter.cfg.preload_app:
+        leave(
+            "preload_app=True cannot be right: each worker loads the app itself, after it patched the standard library"
+        )
     look_before_start(_settings)
     make_folder(arbiter)
 
@@ -67,6 +72,9 @@ preload_app = False
 
 # Heartbeats and metrics are written to files, often: in memory, not on a disk that may be slow.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+
+# Where requests are logged: without the query, which may hold a ticket.
+access_log_format = '%(h)s "%(m)s %(U)s" %(s)s %(B)s bytes %(M)s ms'
 
 # gunicorn 25 and later open a control socket in the home folder, which no one here uses.
 control_socket_disable = True

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
-from flask import Flask, has_request_context, request
+from flask import Blueprint, Flask, has_request_context, request
 
 from . import surroundings, tracing
 from .access.caller import Caller
@@ -38,17 +38,19 @@ class Relay:
         *,
         settings: Settings | None = None,
         url_prefix: str = "",
+        openai: bool = True,
         page: bool = False,
         ops: bool = False,
     ) -> None:
         """Without `settings`, those of the environment. `url_prefix` is where the routes are in the app, as /relay.
 
-        `page` mounts the web page as well, `ops` /healthz and /metrics, which ask no one for a name.
+        `openai` mounts /v1, `page` the web page as well, `ops` /healthz and /metrics, which ask no one for a name.
         Raises SettingsError for a setting that cannot be right.
         """
         settings = settings or load_for_app()
         self.settings = settings
         self._url_prefix = url_prefix
+        self._openai = openai
         self._page = page
         self._ops = ops
         self.credentials = make_credentials(settings)
@@ -68,6 +70,7 @@ class Relay:
         if self.sink is not None:
             self.transcript = Transcript(journal.outbox, self.turns, self.sink, max_open=settings.max_turns)
             self.turns.mirror_into(self.transcript)
+        self.blueprints: list[Blueprint] = []  # what is mounted, for an extension that leaves them alone
         self.instances.add(self)
         if app is not None:
             self.init_app(app)
@@ -82,13 +85,15 @@ class Relay:
         from .routes import register  # noqa: PLC0415 - the routes need this module
 
         app.extensions["relay"] = self
-        register(app, self._url_prefix, with_page=self._page, with_ops=self._ops)
+        self.blueprints = register(
+            app, self._url_prefix, with_openai=self._openai, with_page=self._page, with_ops=self._ops
+        )
 
     def caller(self, hook: H) -> H:
         """Decorates the function that names the caller of the request at hand, from the app's own login.
 
-        It gives a name, or Caller(name, conversations) for one who may use only these, or None, which is refused with
-        401; it takes the place of ACCESS. Names are kept with `app:` before them.
+        It gives a name or a number, or Caller(name, conversations) for one who may use only these, or None, which is
+        refused with 401; it takes the place of ACCESS. Names are kept with `app:` before them.
         """
         self.settings = self.settings.model_copy(update={"access": "app"})
         self.access.close()
@@ -100,7 +105,7 @@ class Relay:
         conversation_id: str | None,
         prompt: str | Sequence[Mapping[str, str]],
         *,
-        caller: str | Caller | None = None,
+        caller: str | int | Caller | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
         model: str | None = None,
@@ -108,8 +113,9 @@ class Relay:
         """Asks from the app's own code; the turn begins at once, the events are iterated over.
 
         `prompt` is a text, or messages such as {"role": "user", "content": "Hello"}. Without `caller` it is whoever the
-        request at hand is from; outside of one it must be given. Raises RelayError for what is refused, as
-        Unauthorized, Forbidden, BadRequest, TooManyRequests or StoreUnavailable; what fails later is an event.
+        request at hand is from, and a POST of another origin's page is refused as the relay's own routes do; outside of
+        a request it must be given. Raises RelayError for what is refused, as Unauthorized, Forbidden (CrossOrigin),
+        BadRequest, TooManyRequests or StoreUnavailable; what fails later is an event.
         """
         surroundings.check()
         asked = read_question(
@@ -131,11 +137,14 @@ class Relay:
             raise ConversationRequired
         return conversation_id
 
-    def _whoever(self, caller: str | Caller | None) -> Caller:
+    def _whoever(self, caller: str | int | Caller | None) -> Caller:
+        from .routes.browser import check_origin  # noqa: PLC0415 - the routes need this module
+
         if caller is not None:
             return caller_of_app(caller)
         if not has_request_context():
             raise TypeError("outside of a request `caller` must say who asks")
+        check_origin(self.settings)
         return self.access.identify(request.headers.get("Authorization"))
 
     def begin(self, prompt: Prompt, conversation_id: str | None, caller: Caller, key: Key | None = None) -> Started:

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .access.allowance import Allowance, read_at_once, read_rate
 from .access.keys import make_key, read_keys
@@ -29,6 +29,7 @@ LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = re.compile(rf"(?=.{{1,253}}$){LABEL}(\.{LABEL})*")  # RFC 1123, 2.1
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")  # no one else can make these names lead here
 DEFAULT_PORTS = {"http": 80, "https": 443}
+PREFIX = "relay_"  # of settings in an app, whose environment may have the same names for itself
 LEAST_SECRET_KEY = 32  # characters
 USER_INFO = re.compile(r"^(.*?://(?:[^:@/]*:)?)?.*@", re.DOTALL)
 
@@ -50,8 +51,8 @@ class NoAccess(SettingsError):
         fresh = make_key("client")
         super().__init__(
             f"No one may ask yet: RELAY_API_KEYS is missing. A key for your client, shown only here: {fresh.key}\n"
-            "To let it in, put this line into .env (or ACCESS=open, for everyone who reaches the port): "
-            f"RELAY_API_KEYS={fresh.entry}"
+            "To let it in, put this line into .env (or ACCESS=open, for everyone who reaches the port, or ACCESS=app "
+            f"where a Flask app mounts the relay): RELAY_API_KEYS={fresh.entry}"
         )
 
 
@@ -310,7 +311,9 @@ class Settings(BaseSettings):
             kind = SettingsError if any(client.values()) or self.gateway_api_key else NoOrganisation
             raise kind(
                 f"{missing.upper()} is missing: set it to that of your Genesys Cloud OAuth client "
-                "(grant Client Credentials), or leave both away: `make run` then uses the sandbox"
+                "(grant Client Credentials), or leave both away: `make run` then uses the sandbox. An app that mounts "
+                "the relay gets it by `python -m sandbox --port 8001`, GENESYS_BASE_URL=http://127.0.0.1:8001, "
+                "OAUTH_CLIENT_ID=sandbox-client and OAUTH_CLIENT_SECRET=sandbox-secret"
             )
         return self
 
@@ -402,21 +405,28 @@ class Settings(BaseSettings):
         return tuple(secret for secret in (*map(secret_text, own), store, unquote(store)) if secret)
 
 
-def load(**given: str) -> Settings:
-    """Reads the environment and `.env`; what is `given` counts more.
+def load(*, in_app: bool = False, **given: str) -> Settings:
+    """Reads the environment and `.env`; what is `given` counts more. `in_app` as for `read`.
 
     Raises SettingsError with the first setting that cannot be right.
     """
-    found = read(**given)
+    found = read(in_app=in_app, **given)
     if isinstance(found, Settings):
         return found
     raise found[0]
 
 
-def read(**given: str) -> "Settings | list[SettingsError]":
-    """As `load`, but returns all that cannot be right, at least one."""
+def read(*, in_app: bool = False, **given: str) -> "Settings | list[SettingsError]":
+    """As `load`, but returns all that cannot be right, at least one.
+
+    `in_app`, or ACCESS=app: what has PREFIX counts more than what has not, and SECRET_KEY without it is the app's own.
+    """
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # checked there
+        found = environment()
+        if in_app or "app" in (found.get("access"), found.get(f"{PREFIX}access")):
+            prefixed = {name: found[PREFIX + name] for name in Settings.model_fields if PREFIX + name in found}
+            return Settings(**{"secret_key": None} | prefixed | given)  # type: ignore[arg-type]  # checked there
+        return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         return [explain(one) for one in error.errors(include_url=False)]
     except UnicodeDecodeError:
@@ -425,14 +435,19 @@ def read(**given: str) -> "Settings | list[SettingsError]":
         return [SettingsError(f".env cannot be read: {error.strerror}")]
 
 
+def environment() -> dict[str, str | None]:
+    """What the environment and `.env` hold, by names in small letters."""
+    return {**DotEnvSettingsSource(Settings).env_vars, **EnvSettingsSource(Settings).env_vars}
+
+
 def load_for_app() -> Settings:
     """As `load`, for an app that mounts the relay: where no setting says who may ask, the app does."""
     try:
-        return load()
+        return load(in_app=True)
     except NoAccess as refusal:
         if refusal.chosen:
             raise
-        return load(access="app")
+        return load(in_app=True, access="app")
 
 
 def load_or_exit(read: Callable[[], Settings] = load) -> Settings:

@@ -34,6 +34,7 @@ from .access.keys import read_file
 from .errors import AddressTooLong, BadRequest, HeadersTooLarge
 from .journal.engines import prepare_store
 from .settings import Settings, SettingsError, leave
+from .telemetry import redact
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -214,7 +215,8 @@ def check_before_reload(arbiter: Any, read: Callable[[], Settings]) -> None:
         try:
             prepare_store(read().store_url)
         except SettingsError as error:
-            log.error("not reloaded", extra={"detail": str(error)})  # noqa: TRY400 - the sentence says it all
+            # In the message itself: an app's own log may show no more. A fresh key may stand in the sentence.
+            log.error("not reloaded: %s", redact(str(error)))  # noqa: TRY400 - the sentence says it all
         else:
             sys.modules.pop("server.gunicorn_hooks", None)  # its values follow from the settings
             arbiter.signal(number, frame)

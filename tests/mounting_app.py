@@ -3,9 +3,7 @@
 from flask import Flask, Response, abort, request, stream_template_string, stream_with_context
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from server import Caller, Relay
-from server.errors import RelayError
-from server.sse import Done, Failure
+from server import Caller, Done, Failure, Relay, RelayError
 
 app = Flask(__name__)
 relay = Relay(app, url_prefix="/relay", page=True)
@@ -18,7 +16,7 @@ def who():
     return Caller(name, ("c-open*",)) if name == "guest" else name
 
 
-@app.get("/ask")
+@app.route("/ask", methods=["GET", "POST"])
 def ask():
     answer = relay.ask(request.args["conversation"], request.args["prompt"])
 

@@ -34,8 +34,8 @@ PROVED = {
     r"make run": "test_cli::test_run_serves_with_the_sandbox_and_leaves_no_process",
     r"make (test|lint)": CI,
     r"\.venv/bin/gunicorn -c gunicorn\.conf\.py": "conftest::RelayServer",
-    r"python -m sandbox --port \d+": "conftest::Sandbox",
-    r"python -m pip install -r [\w./-]+": "test_requirements::test_what_is_asked_for_is_what_is_pinned",
+    r"(\.venv/bin/)?python -m sandbox --port \d+": "conftest::Sandbox",
+    r"(python -m )?pip install -r [\w./-]+": "test_requirements::test_what_is_asked_for_is_what_is_pinned",
     r"pip-audit ": "asks a service; the versions are checked where it is run",
     r"pip install \.\./\.\.": "test_package::test_all_of_the_server_is_in_the_package_and_nothing_else",
     r"export |python models\.py|gunicorn$": "test_shop::test_a_deploy_in_mid_stream_loses_nothing",
@@ -46,7 +46,7 @@ PROVED_PROGRAMS = {
     "import {": "test_client_readme::test_javascript",
     "from server.gunicorn_hooks": "test_shop::test_a_deploy_in_mid_stream_loses_nothing",
 }
-GO_ON = {"from server.sse": "from flask"}  # how a program begins, and the one that it goes on from
+GO_ON = {"from server import Done": "from flask"}  # how a program begins, and the one that it goes on from
 OURS = re.compile(r"(?<![\w/])(?:deploy|server|bench)/[\w./@-]+|\.env\.example|requirements\.txt")
 TEST = re.compile(r"(\w+)::(\w+)")
 

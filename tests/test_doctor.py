@@ -291,6 +291,12 @@ def test_where_no_one_may_ask_all_else_is_looked_at(examine):
     assert states(ended)["gateway"] == "ok"
 
 
+def test_in_an_app_the_app_says_who_may_ask_and_the_prefix_whose_setting_it_is(examine):
+    ended = examine(ACCESS="app", SECRET_KEY="the app's", RATE_LIMIT="100 per hour", RELAY_RATE_LIMIT="off")
+    assert ended.status == 0, ended.all
+    assert ended.findings["access"]["found"] == "whom the app names that mounts the relay"
+
+
 def test_what_is_open_to_all_and_more_turns_than_files_are_worth_a_warning(examine):
     ended = examine(BIND="0.0.0.0:8000", MAX_TURNS="10000000")
     assert ended.status == 0, "a warning is no failure"

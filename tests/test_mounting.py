@@ -1,13 +1,18 @@
 """The relay in an app of someone's own: under a prefix, with the app's own logins, pages and views."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import requests
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, abort, request
 from playwright.sync_api import expect
 
 from server import Caller, Relay, create_app
 from server.access.guard import caller_of_app
-from server.settings import NoAccess, Settings, load_for_app
+from server.errors import BadRequest
+from server.settings import NoAccess, Settings, SettingsError, load_for_app
 
 from .conftest import ROOT, Answer, RelayServer, question, until
 
@@ -160,6 +165,17 @@ def test_what_a_page_of_another_origin_sends_with_the_cookies_is_refused(mounted
     assert send(mounted, "DELETE", f"/relay/streams/{running['id']}", headers=own).status_code == 204
 
 
+def test_the_apps_own_views_ask_for_no_page_of_another_origin(mounted, sandbox, prompt):
+    sandbox.script(prompt, ["a"])
+    asked = {"prompt": prompt, "conversation": "c"}
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        refused = send(mounted, "POST", "/ask", params=asked, headers=headers)
+        assert (refused.status_code, refused.text) == (403, "the shop's own words: cross_origin")
+    assert sandbox.gateway_calls(prompt) == 0
+    answer = send(mounted, "POST", "/ask", params=asked, headers={"Origin": mounted.url})
+    assert answer.text.splitlines() == ["token a /ask", "done complete /ask"]
+
+
 def test_pages_that_cors_lets_in_have_no_cookies(start_mounted, sandbox, prompt):
     mounted = start_mounted(CORS_ORIGINS="https://partner.example")
     origin = {"Origin": "https://partner.example", "Sec-Fetch-Site": "cross-site"}
@@ -301,7 +317,75 @@ def test_the_apps_blueprints_may_have_any_name_but_one():
     assert Relay.of(app) is relay
 
 
-@pytest.mark.parametrize("wrong", [7, "", "a" * 257, "two\nlines", Caller(7)])
+def test_an_extension_of_the_app_can_leave_the_relay_alone_or_refuse_in_its_own_words():
+    """As Flask-WTF does: it knows the blueprint that a request is for, of all that it was told to leave alone."""
+    app = Flask(__name__)
+    relay = Relay(app, settings=settings(access="open", rate_limit="off"), openai=False)
+    exempt = set()
+
+    @app.before_request
+    def look():
+        if app.blueprints.get(request.blueprint) not in exempt:
+            abort(400, "The CSRF token is missing.")
+
+    client = app.test_client()
+    refused = client.post("/streams", json={"prompt": "Hello"})
+    assert (refused.status_code, refused.json["error"]) == (400, "The CSRF token is missing.")
+    exempt.update(relay.blueprints)
+    assert "Send the text to ask." in client.post("/streams", json={"prompt": " "}).json["error"]
+    assert client.get("/openapi.json").status_code == 200
+    assert not [rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/v1")]
+
+
+@pytest.mark.parametrize("words", ["two\nlines", "", None])
+def test_words_that_are_not_for_clients_are_not_passed_on(words):
+    app = Flask(__name__)
+    Relay(app, settings=settings(access="open"))
+    app.before_request(lambda: abort(400, words))
+    assert app.test_client().post("/streams").json["error"] == BadRequest.sentence
+
+
+def test_an_apps_own_variables_are_not_the_relays(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GATEWAY_API_KEY", "a-key")
+    monkeypatch.setenv("TRANSCRIPT", "off")
+    monkeypatch.setenv("ACCESS", "")
+    monkeypatch.setenv("SECRET_KEY", "dev")
+    monkeypatch.setenv("RATE_LIMIT", "100 per hour")
+    with pytest.raises(SettingsError, match="RATE_LIMIT"):
+        load_for_app()
+    monkeypatch.setenv("RELAY_RATE_LIMIT", "5/minute")
+    (tmp_path / ".env").write_text("RELAY_MAX_TURNS=7\nMAX_TURNS=9\n")
+    found = load_for_app()
+    assert (found.secret_key, found.rate_limit, found.max_turns) == (None, "5/minute", 7)
+    assert found.access == "app"
+    monkeypatch.setenv("RELAY_SECRET_KEY", "k" * 32)
+    assert load_for_app().secrets == ("a-key", "k" * 32)
+
+
+def test_an_app_that_is_to_be_loaded_before_the_workers_is_refused_in_one_line(tmp_path):
+    config = ("-c", ROOT / "examples/shop/gunicorn.conf.py", "--bind", "127.0.0.1:0", "--preload")
+    settings = {"GATEWAY_API_KEY": "a-key", "TRANSCRIPT": "off", "ACCESS": "", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn", *config, "tests.mounting_app:application"],
+        cwd=tmp_path,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "preload_app=True cannot be right" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_caller_may_be_the_number_of_a_row():
+    assert caller_of_app(7) == caller_of_app("7")
+    assert caller_of_app(Caller(7, ("c-1",))) == Caller("app:7", ("c-1",))
+
+
+@pytest.mark.parametrize("wrong", [7.5, True, b"ann", "", "a" * 257, "two\nlines", Caller(None)])
 def test_a_name_that_cannot_be_one_is_no_caller(wrong):
     with pytest.raises((TypeError, ValueError)):
         caller_of_app(wrong)

@@ -12,8 +12,7 @@ from .conftest import ROOT
 
 CONSUMER = """\
 from flask import Flask
-from server import Caller, Relay, create_app
-from server.sse import Done, Failure, Token
+from server import Caller, Done, Extra, Failure, Relay, RelayError, Token, create_app
 
 app = Flask(__name__)
 relay = Relay(app, url_prefix="/relay")
@@ -26,15 +25,16 @@ for event in relay.ask("c-1", "Hello", caller="ann"):
     match event:
         case Token():
             reveal_type(event.text)
-        case Failure() | Done():
+        case Failure() | Done() | Extra():
             pass
 
 reveal_type(create_app)
+reveal_type(RelayError.sentence)
 """
 WRONG = """\
 from server import Nonsense, Relay
 Relay("app")
-Relay().caller(lambda: 7)
+Relay().caller(lambda: 7.5)
 """
 
 

@@ -155,6 +155,7 @@ def test_pages_that_stream_hold_no_connection_to_the_database(shop, sandbox, pro
     assert ann.get("/orders/1").ok, "the database still answers"
     sandbox.receipt(prompt, 2)
     assert all(b'<p id="answer">a b</p>' in page.whole() for page in pages)
+    until(lambda: sandbox.text_of("order-1").count("a b") == 8, "no text is left to come into the next test")
 
 
 class Page:

@@ -12,8 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import joinedload
 from werkzeug.security import check_password_hash, generate_password_hash
 
-from server import Caller, Relay  # relay
-from server.errors import RelayError  # relay
+from server import Caller, Relay, RelayError  # relay
 
 NO_ONE = generate_password_hash(secrets.token_hex())  # whom no one can be; takes as long to check as anyone's
 INSTRUCTION = "You help a customer of a shop. Answer in a sentence or two, from this alone: "

@@ -20,7 +20,7 @@ SECRET_BYTES = 32
 MAX_NAME = 256  # characters of a caller whom the app names
 Sight = Callable[["Entry"], bool]  # whether someone may see a stream
 # Names the caller of the request at hand, from the login of the app that mounts the relay; None: no one is logged in.
-Hook = Callable[[], str | Caller | None]
+Hook = Callable[[], str | int | Caller | None]
 
 
 class Open:
@@ -130,11 +130,13 @@ class Login:
 Access = Open | Guard | Login
 
 
-def caller_of_app(caller: str | Caller) -> Caller:
+def caller_of_app(caller: str | int | Caller) -> Caller:
     """Someone whom the app has named; no key and no token ever has the same name. Raises TypeError or ValueError."""
     name, conversations = caller if isinstance(caller, Caller) else (caller, None)
+    if isinstance(name, int) and not isinstance(name, bool):  # the key of a row in the app's database
+        name = str(name)
     if not isinstance(name, str):
-        raise TypeError(f"a caller's name must be a string, and is of type {type(name).__name__}")
+        raise TypeError(f"a caller's name must be a string or a whole number, and is of type {type(name).__name__}")
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise ValueError(f"a caller's name must be 1 to {MAX_NAME} printable characters")
     return Caller(f"app:{name}", None if conversations is None else tuple(conversations))

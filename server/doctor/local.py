@@ -17,7 +17,8 @@ OTHER_FILES = 200  # descriptors of a worker beside its turns: store, log, idle 
 NO_ONE_MAY_ASK = bad(
     "no one may ask: neither keys nor a token issuer are set, and the server does not start",
     "Make a key with `relay keys new NAME` and put its RELAY_API_KEYS line into .env; or set JWT_JWKS_URL, or "
-    "ACCESS=open for everyone who reaches BIND. `make run` alone is open on loopback.",
+    "ACCESS=open for everyone who reaches BIND, or ACCESS=app where a Flask app mounts the relay. `make run` alone is "
+    "open on loopback.",
 )
 
 
@@ -50,6 +51,8 @@ def access(settings: Settings) -> Outcome:
         return doubtful("; ".join(found), " ".join(f"{fix}." for fix in fixes if fix))
     if settings.access == "open":
         return good(f"open to everyone on this machine (BIND={settings.bind})")
+    if settings.access == "app":
+        return good("whom the app names that mounts the relay")
     if not names and settings.access == "keys":
         return doubtful(
             f"no key stands in {path} yet: no one may ask", "Make one with `relay keys new NAME` and add its line."

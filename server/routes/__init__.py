@@ -7,7 +7,7 @@ from functools import partial
 
 from flask import Blueprint, Flask, Response, jsonify
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, default_exceptions
 
 from .. import metrics
 from ..completion_answer import error_object
@@ -27,6 +27,8 @@ from .limits import headers
 
 log = logging.getLogger(__name__)
 
+MAX_WORDS = 200  # characters of the reason that an app gives for a refusal of its own
+
 Refuse = Callable[[RelayError], Response]
 
 BY_STATUS: dict[int, type[RelayError]] = {
@@ -37,19 +39,21 @@ BY_STATUS: dict[int, type[RelayError]] = {
 }
 
 
-def register(app: Flask, url_prefix: str = "", *, with_page: bool = True, with_ops: bool = True) -> None:
+def register(
+    app: Flask, url_prefix: str = "", *, with_openai: bool = True, with_page: bool = True, with_ops: bool = True
+) -> list[Blueprint]:
     """Mounts the routes, and the refusals that go with them, on `app`; its own routes keep theirs.
 
-    All are in one blueprint, `relay`, whose name is the only one that the app cannot have for its own.
+    All are in one blueprint, `relay`, whose name is the only one that the app cannot have for its own. Returns it, and
+    those in it, which requests belong to.
     """
     mounted = Blueprint("relay", __name__)
-    for module in (streams, openai, openapi):
-        mounted.register_blueprint(module.routes)
-    if with_ops:
-        mounted.register_blueprint(ops.routes)
-    if with_page:
-        mounted.register_blueprint(page.routes)
+    wanted = ((openai, with_openai), (ops, with_ops), (page, with_page))
+    inner = [module.routes for module in (streams, openapi, *(module for module, is_on in wanted if is_on))]
+    for routes in inner:
+        mounted.register_blueprint(routes)
     app.register_blueprint(mounted, url_prefix=url_prefix or None)
+    return [mounted, *inner]
 
 
 def complete(scaffold: Flask | Blueprint, *, shared: bool = False, refuse: Refuse | None = None) -> None:
@@ -88,14 +92,22 @@ def refuse_as_openai(error: RelayError) -> Response:
 
 
 def refuse_http(refuse: Refuse, error: HTTPException) -> Response:
-    """What Flask itself refuses, in our shape."""
+    """What Flask refuses, or the app itself by `abort`, in our shape."""
     status = error.code or 500
     kind = BY_STATUS.get(status, BadRequest if status < 500 else InternalError)
-    response = refuse(kind())
+    response = refuse(kind(own_words(error)))
     response.status_code = status
     if status == 405:
         response.headers["Allow"] = dict(error.get_headers()).get("Allow", "")
     return response
+
+
+def own_words(error: HTTPException) -> str | None:
+    """What the app gave to `abort`; None: what Werkzeug says of every such error."""
+    words, usual = error.description, default_exceptions.get(error.code or 500, HTTPException).description
+    if words == usual or not isinstance(words, str) or not words.isprintable():
+        return None
+    return words[:MAX_WORDS] or None
 
 
 def refuse_malformed(refuse: Refuse, error: ParseException) -> Response:

@@ -16,6 +16,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from .. import surroundings
 from ..errors import BadRequest, CrossOrigin, HostNotAllowed
 from ..relay import Relay
+from ..settings import Settings
 
 # RFC 9110, 7.2, without what no one's server is called: a host, and maybe a port.
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(:[0-9]{0,5})?", re.IGNORECASE)
@@ -57,11 +58,10 @@ def guard(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
         settings = Relay.of(current_app).settings
         surroundings.check()
         check_host(settings.hosts)
-        if settings.access == "app" and request.method not in SAFE and is_from_elsewhere():
-            raise CrossOrigin
+        check_origin(settings)
         # Before anything else: a preflight carries no key (Fetch standard, 4.8).
         is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
-        return Response(status=204, headers=PREFLIGHT) if shared and is_preflight and allowed_origin() else None
+        return Response(status=204, headers=PREFLIGHT) if shared and is_preflight and allowed_origin(settings) else None
 
     @scaffold.after_request
     def complete(response: Response) -> Response:
@@ -98,16 +98,22 @@ def is_called(host: str, name: str) -> bool:
     return host == name.removeprefix(".") or (name.startswith(".") and host.endswith(name))
 
 
-def allowed_origin() -> str | None:
+def allowed_origin(settings: Settings) -> str | None:
     """What `Access-Control-Allow-Origin` says to whoever asks; None: nothing."""
-    origins = Relay.of(current_app).settings.cors_origins
+    origins = settings.cors_origins
     if "*" in origins:
         return "*"
     origin = request.headers.get("Origin")
     return origin if origin in origins else None
 
 
-def is_from_elsewhere() -> bool:
+def check_origin(settings: Settings) -> None:
+    """Raises CrossOrigin for what would change something in the name of whoever is logged in to the app."""
+    if settings.access == "app" and request.method not in SAFE and is_from_elsewhere(settings):
+        raise CrossOrigin
+
+
+def is_from_elsewhere(settings: Settings) -> bool:
     """Whether a page of another origin has sent this, and it may count for whoever is logged in here.
 
     Browsers say where a page is from in Sec-Fetch-Site (Fetch Metadata, W3C) where the connection is secure, else in
@@ -119,14 +125,15 @@ def is_from_elsewhere() -> bool:
     is_own = origin is None or urlsplit(origin).netloc == (authority() or "").lower()
     if site is not None:
         is_own = site in ("same-origin", "none")
-    return not is_own and ("Cookie" in request.headers or allowed_origin() is None)
+    return not is_own and ("Cookie" in request.headers or allowed_origin(settings) is None)
 
 
 def share(response: Response) -> None:
     """Lets a page of an allowed origin read the answer, refusals as well; never with credentials, there are none."""
-    if Relay.of(current_app).settings.cors_origins:
+    settings = Relay.of(current_app).settings
+    if settings.cors_origins:
         response.vary.add("Origin")  # for caches, whoever has asked
-    origin = allowed_origin()
+    origin = allowed_origin(settings)
     if origin is not None:
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = EXPOSED
