@@ -129,7 +129,10 @@ class HostNotAllowed(BadRequest):
 class KeyUsedOtherwise(BadRequest):
     code = "idempotency_key_used_otherwise"
     status = 422
-    sentence = "This Idempotency-Key came with another body before. Use a new key for a new question."
+    sentence = (
+        "This Idempotency-Key came with another body, or for another conversation, before. "
+        "Use a new key for a new question."
+    )
 
 
 class HeadersTooLarge(BadRequest):

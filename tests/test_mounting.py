@@ -7,7 +7,11 @@ from playwright.sync_api import expect
 
 from server import Caller, Relay, create_app
 from server.access.guard import caller_of_app
+from server.errors import KeyUsedOtherwise
+from server.journal import Entry
+from server.prompt import Message, Prompt
 from server.settings import NoAccess, Settings, load_for_app
+from server.turns import Key, Started
 
 from .conftest import ROOT, Answer, RelayServer, question, until
 
@@ -299,6 +303,17 @@ def test_the_apps_blueprints_may_have_any_name_but_one():
     relay = Relay(app, settings=settings(access="open"), url_prefix="/relay", page=True, ops=True)
     assert app.test_client().get("/relay/healthz").json["status"] == "ok"
     assert Relay.of(app) is relay
+
+
+def test_a_key_leads_no_caller_into_a_conversation_that_is_not_open_to_it(monkeypatch):
+    """One name, first with another conversation than now: DEFAULT_CONVERSATION_ID or the app's word has changed."""
+    relay = Relay(Flask(__name__), settings=settings(access="open"))
+    begun = Started(Entry("a-turn", "c-1", "app:ann", began=0))
+    monkeypatch.setattr(relay.turns, "start", lambda *_: begun)
+    asked, key = Prompt((Message("user", "Hello"),)), Key("k", "fingerprint")
+    assert relay.begin(asked, "c-1", Caller("app:ann", ("c-1",)), key) == begun
+    with pytest.raises(KeyUsedOtherwise):
+        relay.begin(asked, "c-2", Caller("app:ann", ("c-2",)), key)
 
 
 @pytest.mark.parametrize("wrong", [7, "", "a" * 257, "two\nlines", Caller(7)])

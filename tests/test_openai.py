@@ -188,6 +188,17 @@ def test_what_comes_beside_the_text_survives_in_the_store(client, server, sandbo
     assert sandbox.gateway_calls(prompt) == 1
 
 
+def test_an_idempotency_key_is_for_one_conversation(client, sandbox, prompt, conversation):
+    headers = {"Idempotency-Key": prompt, "X-Conversation-Id": conversation}
+    first = complete(client, prompt, extra_headers=headers)
+    assert complete(client, prompt, extra_headers=headers) == first
+    for other in ({"X-Conversation-Id": f"{conversation}-2"}, {"X-Conversation-Id": openai.omit}):
+        with pytest.raises(openai.UnprocessableEntityError) as error:
+            complete(client, prompt, extra_headers=headers | other)
+        assert refused(error, 422)["code"] == "idempotency_key_used_otherwise"
+    assert sandbox.gateway_calls(prompt) == 1
+
+
 @pytest.mark.parametrize("name_it", [{"extra_body": "metadata"}, {"extra_headers": "X-Conversation-Id"}])
 def test_the_text_goes_into_the_transcript_of_the_conversation_that_is_named(
     client, ann, sandbox, prompt, conversation, name_it

@@ -92,7 +92,9 @@ def ask(relay: Relay) -> tuple[CompletionRequest, Entry]:
     named = read_conversation_id(request.headers.get(CONVERSATION), f"`{CONVERSATION}`")
     # Without a conversation the answer goes into no transcript: these clients cannot be expected to know of one.
     conversation_id = asked.prompt.conversation_id or named or relay.settings.default_conversation_id
-    started = relay.begin(asked.prompt, conversation_id, caller, read_key(body))
+    # The header is as much a part of the question as the body is.
+    key = read_key(body if named is None else b"%b\0%b" % (body, named.encode()))
+    started = relay.begin(asked.prompt, conversation_id, caller, key)
     tell(started.standing)
     tell_id(started.entry.id)
     return asked, started.entry
