@@ -316,7 +316,7 @@ def test_a_key_leads_no_caller_into_a_conversation_that_is_not_open_to_it(monkey
         relay.begin(asked, "c-2", Caller("app:ann", ("c-2",)), key)
 
 
-@pytest.mark.parametrize("wrong", [7, "", "a" * 257, "two\nlines", Caller(7)])
+@pytest.mark.parametrize("wrong", [7, "", "a" * 257, "two\nlines", Caller(7), Caller("ann", "order-*")])
 def test_a_name_that_cannot_be_one_is_no_caller(wrong):
     with pytest.raises((TypeError, ValueError)):
         caller_of_app(wrong)
