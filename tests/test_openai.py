@@ -385,7 +385,8 @@ def test_a_page_of_an_allowed_origin_may_send_what_the_official_client_sends(ser
     allowed = {name.strip().lower() for name in preflight.headers["Access-Control-Allow-Headers"].split(",")}
     assert {"authorization", "content-type", "x-stainless-lang", "x-conversation-id"} <= allowed
     ann.headers["Origin"] = "https://shop.example"
-    assert "X-Request-Id" in ann.get("/v1/models").headers["Access-Control-Expose-Headers"]
+    exposed = ann.get("/v1/models").headers["Access-Control-Expose-Headers"].split(", ")
+    assert {"X-Request-Id", "X-Should-Retry", "Retry-After"} <= set(exposed)
 
 
 @tool

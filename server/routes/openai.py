@@ -78,7 +78,7 @@ def list_models() -> Response:
 
 @routes.after_request
 def allow_their_headers(response: Response) -> Response:
-    for name, more in ((ALLOW, PREFLIGHT), (EXPOSE, "X-Request-Id")):
+    for name, more in ((ALLOW, PREFLIGHT), (EXPOSE, "X-Request-Id, X-Should-Retry")):
         if name in response.headers:
             response.headers[name] += f", {more}"
     return response
