@@ -18,6 +18,7 @@
     ├── Forbidden                  403 forbidden
     │   └── CrossOrigin            403 cross_origin
     ├── NotFound                   404 not_found
+    ├── ModelNotFound              404 model_not_found
     ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
     ├── AnswerCancelled            409 answer_cancelled
@@ -183,6 +184,12 @@ class NotFound(RelayError):
     code = "not_found"
     status = 404
     sentence = "There is nothing at this address."
+
+
+class ModelNotFound(RelayError):
+    code = "model_not_found"
+    status = 404
+    sentence = "Only the gateway's own model is known here. Any other can be asked by its name, if the gateway has it."
 
 
 class StreamNotFound(RelayError):

@@ -239,6 +239,24 @@ def test_the_list_names_the_gateways_model(start_relay, open_client, prompt):
     assert answer.json()["model"] == "acme-large"
 
 
+def test_a_model_is_there_by_its_name_and_another_is_not(client):
+    assert client.models.retrieve("default") == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("acme/none")
+    assert refused(error, 404)["code"] == "model_not_found"
+
+
+def test_what_is_not_here_is_refused_in_the_same_shape(client, ann):
+    with pytest.raises(openai.NotFoundError) as error:
+        client.embeddings.create(model="default", input="Hello")
+    body = refused(error, 404)
+    assert body["code"] == "not_found"
+    assert "/v1/chat/completions" in body["message"]
+    wrong = ann.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.json()["error"]["code"] == "method_not_allowed"
+
+
 def test_a_wrong_key_is_an_authentication_error(server, open_client, prompt):
     for call in (lambda c: complete(c, prompt), lambda c: complete(c, prompt, stream=True), lambda c: c.models.list()):
         with pytest.raises(openai.AuthenticationError) as error:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from flask import Blueprint, Response, after_this_request, current_app, jsonify, request
+from werkzeug.exceptions import MethodNotAllowed
 
 from .. import sse
 from ..client import Client
 from ..completion_answer import Chunks, Head, Whole, failure
 from ..completion_request import DEFAULT_MODEL, CompletionRequest, read_completion
-from ..errors import AnswerCancelled, Interrupted
+from ..errors import AnswerCancelled, Interrupted, ModelNotFound, NotFound
 from ..journal import Entry
 from ..journal.tail import Follower
 from ..prompt import read_conversation_id
@@ -34,6 +35,8 @@ PREFLIGHT = ", ".join(
         *(f"X-Stainless-{name}" for name in ("Poll-Helper", "Retry-Count", "Runtime", "Runtime-Version", "Timeout")),
     ]
 )
+ELSEWHERE = "/v1/<path:rest>"  # in no document: nothing is there
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
 
 Batch = list[Event | Retrying]
@@ -70,10 +73,31 @@ def list_models() -> Response:
     """The one model that is there for certain; the gateway may know others by name."""
     relay = Relay.of(current_app)
     identify(relay)
-    model = relay.settings.gateway_model or DEFAULT_MODEL
-    return uncached(
-        jsonify(object="list", data=[{"id": model, "object": "model", "created": 0, "owned_by": "gateway"}])
-    )
+    return uncached(jsonify(object="list", data=[shown(relay.settings.gateway_model or DEFAULT_MODEL)]))
+
+
+@routes.get("/v1/models/<path:model>")
+def get_model(model: str) -> Response:
+    relay = Relay.of(current_app)
+    identify(relay)
+    if model not in (relay.settings.gateway_model, DEFAULT_MODEL):
+        raise ModelNotFound
+    return uncached(jsonify(shown(model)))
+
+
+def shown(model: str) -> dict[str, str | int]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "gateway"}
+
+
+@routes.route(ELSEWHERE, methods=METHODS)
+def refuse_rest(rest: str) -> Response:
+    """What these clients can ask for and is not here is refused in their shape as well, not in an app's or in ours."""
+    adapter = current_app.create_url_adapter(request)
+    assert adapter is not None
+    allowed = [method for method in METHODS if adapter.match(method=method)[0] != request.endpoint]
+    if allowed:
+        raise MethodNotAllowed(allowed)
+    raise NotFound("Of OpenAI's API only POST /v1/chat/completions and GET /v1/models are here.")
 
 
 @routes.after_request
