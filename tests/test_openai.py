@@ -300,6 +300,26 @@ def test_a_question_that_fails_has_a_status_even_where_a_stream_was_asked_for(cl
     assert sandbox.gateway_calls(prompt) == 1, "the client does not try again on top of the server"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "kind", "status", "code", "family"),
+    [
+        ("rate_limited", openai.RateLimitError, 429, "rate_limited", "rate_limit_error"),
+        ("bad_request_400", openai.BadRequestError, 400, "gateway_rejected", "invalid_request_error"),
+    ],
+)
+def test_what_the_gateway_refuses_is_the_error_that_openai_has_for_it(
+    client, sandbox, prompt, stream, fault, kind, status, code, family
+):
+    sandbox.fault("gateway", fault, prompt=prompt, calls=9)
+    with pytest.raises(kind) as error:
+        complete(client.with_options(max_retries=2), prompt, stream=stream)
+    body = refused(error, status)
+    assert (body["code"], body["type"]) == (code, family)
+    assert error.value.response.headers["X-Should-Retry"] == "false"
+    assert sandbox.gateway_calls(prompt) == 1
+
+
 def test_an_answer_that_breaks_off_is_an_error_in_mid_stream(client, sandbox, prompt):
     sandbox.script(prompt, ["a", "b", "c", "d"])
     sandbox.fault("gateway", "cut", prompt=prompt, after=2)
