@@ -1,5 +1,7 @@
 """The relay in an app of someone's own: under a prefix, with the app's own logins, pages and views."""
 
+import json
+
 import pytest
 import requests
 from flask import Blueprint, Flask
@@ -14,6 +16,7 @@ from server.settings import NoAccess, Settings, load_for_app
 from server.turns import Key, Started
 
 from .conftest import ROOT, Answer, RelayServer, question, until
+from .wire import speak
 
 SSE, JSON = "text/event-stream", "application/json"
 
@@ -162,6 +165,15 @@ def test_what_a_page_of_another_origin_sends_with_the_cookies_is_refused(mounted
     assert sandbox.gateway_calls(forged) == 0
     own = {"Sec-Fetch-Site": "same-origin", "Origin": mounted.url}
     assert send(mounted, "DELETE", f"/relay/streams/{running['id']}", headers=own).status_code == 204
+
+
+def test_an_origin_that_is_none_is_not_ours_where_no_host_is_named(mounted, prompt):
+    body = json.dumps(question(prompt, "c")).encode()
+    head = b"POST /relay/streams HTTP/1.0\r\nOrigin: null\r\nCookie: user=ann\r\n"
+    more = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = speak(mounted.url, head + more + body)
+    assert b" 403 " in answer.split(b"\r\n")[0]
+    assert b"cross_origin" in answer
 
 
 def test_pages_that_cors_lets_in_have_no_cookies(start_mounted, sandbox, prompt):
