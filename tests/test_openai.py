@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import threading
 
 import httpx
@@ -378,6 +379,7 @@ def test_a_client_that_leaves_is_noticed_and_its_turn_ends_after_the_grace(
     client, server, ann, sandbox, prompt, conversation, stream
 ):
     sandbox.script(prompt, ["a", "b"], gate=True)
+    refused_before = refused_as_interrupted(server)
     body = {"messages": asking(prompt), "stream": stream, "metadata": {"conversation_id": conversation}}
     http = requests.Session()
     http.trust_env = False
@@ -386,6 +388,12 @@ def test_a_client_that_leaves_is_noticed_and_its_turn_ends_after_the_grace(
         http.post(url, json=body, headers=ann.headers, stream=True, timeout=PATIENCE if stream else 0.5).close()
     (found,) = until(lambda: ann.list(conversation).json()["streams"], "the turn has begun")
     assert server.logged(found["id"], "turn ended")["reason"] == "no follower"
+    assert refused_as_interrupted(server) == refused_before, "no one was refused"
+
+
+def refused_as_interrupted(relay):
+    metrics = requests.get(f"{relay.url}/metrics", timeout=PATIENCE).text
+    return sum(float(value) for value in re.findall(r'requests_refused_total{code="interrupted"} (\S+)', metrics))
 
 
 def test_a_stop_lets_the_answer_come_to_its_end(start_relay, open_client, sandbox, prompt):

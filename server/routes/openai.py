@@ -35,6 +35,7 @@ PREFLIGHT = ", ".join(
         *(f"X-Stainless-{name}" for name in ("Poll-Helper", "Retry-Count", "Runtime", "Runtime-Version", "Timeout")),
     ]
 )
+CLIENT_GONE = 499  # nginx's own, for logs
 ELSEWHERE = "/v1/<path:rest>"  # in no document: nothing is there
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
@@ -172,5 +173,7 @@ def whole(follower: Follower, answer: Whole) -> Response:
         answer.add(batch)
         ended = bool(batch) and type(batch[-1]) is Done
     if not ended:
-        raise Interrupted  # to no one: the client has left, or the journal has forgotten the answer
+        if follower.closed:
+            return Response(status=CLIENT_GONE)  # to no one, so no one has been refused
+        raise Interrupted  # the journal has forgotten the answer
     return uncached(jsonify(answer.finish()))
