@@ -25,6 +25,8 @@ CODES = {
     errors.TooManyTurnsOfCaller.code: "rate_limit_exceeded",
     errors.PromptTooLong.code: "context_length_exceeded",
 }
+# Statuses that make these clients raise what they raise for OpenAI itself; our own wire tells whose fault it was.
+STATUSES = {errors.RateLimited.code: 429, errors.GatewayRejected.code: 400}
 TYPES = {429: "rate_limit_error"}
 KINDS = {
     kind.code: kind
@@ -213,8 +215,14 @@ def failure(event: Failure) -> RelayError:
     return KINDS.get(event.code, InternalError)(event.error)
 
 
+def status_of(error: RelayError | type[RelayError]) -> int:
+    """The HTTP status that these clients are told."""
+    return STATUSES.get(error.code, error.status)
+
+
 def error_object(error: RelayError) -> dict[str, Any]:
     """OpenAI's: `type` is the family, `code` the kind; the codes that they do not have are ours."""
-    kind = TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    status = status_of(error)
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     code = CODES.get(error.code, error.code)
     return {"error": {"message": error.sentence, "type": kind, "param": None, "code": code}}

@@ -62,6 +62,7 @@ def read_completion(body: bytes) -> CompletionRequest:
         max_tokens=read_max_tokens(fields.get("max_tokens")),
         model=None if model == DEFAULT_MODEL else model,
         more=more,
+        as_asked=True,  # some models refuse any temperature
     )
     return CompletionRequest(prompt, model, stream, include_usage)
 

@@ -18,6 +18,7 @@
     ├── Forbidden                  403 forbidden
     │   └── CrossOrigin            403 cross_origin
     ├── NotFound                   404 not_found
+    ├── ModelNotFound              404 model_not_found
     ├── StreamNotFound             404 stream_not_found
     ├── MethodNotAllowed           405 method_not_allowed
     ├── AnswerCancelled            409 answer_cancelled
@@ -129,7 +130,10 @@ class HostNotAllowed(BadRequest):
 class KeyUsedOtherwise(BadRequest):
     code = "idempotency_key_used_otherwise"
     status = 422
-    sentence = "This Idempotency-Key came with another body before. Use a new key for a new question."
+    sentence = (
+        "This Idempotency-Key came with another body, or for another conversation, before. "
+        "Use a new key for a new question."
+    )
 
 
 class HeadersTooLarge(BadRequest):
@@ -179,6 +183,12 @@ class NotFound(RelayError):
     code = "not_found"
     status = 404
     sentence = "There is nothing at this address."
+
+
+class ModelNotFound(RelayError):
+    code = "model_not_found"
+    status = 404
+    sentence = "Only the gateway's own model is known here. Any other can be asked by its name, if the gateway has it."
 
 
 class StreamNotFound(RelayError):

@@ -84,8 +84,11 @@ class Gateway:
         messages = prompt.messages
         if self._settings.gateway_system_prompt:
             messages = (Message("system", self._settings.gateway_system_prompt), *messages)
-        temperature = self._settings.gateway_temperature if prompt.temperature is None else prompt.temperature
-        fields: dict[str, Any] = {**prompt.more, "messages": messages, "stream": True, "temperature": temperature}
+        fields: dict[str, Any] = {**prompt.more, "messages": messages, "stream": True}
+        if prompt.temperature is not None:
+            fields["temperature"] = prompt.temperature
+        elif not prompt.as_asked or "gateway_temperature" in self._settings.model_fields_set:
+            fields["temperature"] = self._settings.gateway_temperature
         if prompt.max_tokens is not None:
             fields["max_tokens"] = prompt.max_tokens
         if model := prompt.model or self._settings.gateway_model:

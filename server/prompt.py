@@ -29,6 +29,7 @@ class Prompt:
     """One question to the gateway, with the conversation before it; checked.
 
     `more` are fields that only the gateway understands; they and messages that are no Message go on as they came.
+    `as_asked`: the gateway gets no temperature that neither the client nor the operator has chosen.
     """
 
     messages: tuple[Message | Mapping[str, Any], ...]
@@ -37,6 +38,7 @@ class Prompt:
     max_tokens: int | None = None
     model: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+    as_asked: bool = False
 
 
 def read_prompt(body: bytes) -> Prompt:

@@ -83,12 +83,13 @@ class Readiness:
         if self._credentials is None or self._credentials.at_hand:
             return GOOD
         if time.monotonic() >= self._login_again:
-            self._login = GOOD
+            # Before it is tried: one that hangs is given up from outside, and is no better than one that fails.
+            self._login, self._login_again = NO_LOGIN, time.monotonic() + LOGIN_AGAIN
             try:
                 self._credentials.token()
+                self._login = GOOD
             except CredentialsError as error:
                 self._login = advice(error)
-                self._login_again = time.monotonic() + LOGIN_AGAIN
         return self._login
 
 

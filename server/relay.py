@@ -12,7 +12,7 @@ from .access.caller import Caller
 from .access.guard import Hook, caller_of_app, make_access
 from .answer import Answer
 from .credentials import Credentials
-from .errors import ConversationRequired
+from .errors import ConversationRequired, KeyUsedOtherwise
 from .gateway import Gateway
 from .journal.engines import open_journal
 from .prompt import Prompt, read_question
@@ -153,7 +153,11 @@ class Relay:
         Called while a request is answered, the turn belongs to the trace of that request.
         """
         caller.check(conversation_id)
-        return self.turns.start(prompt, conversation_id, caller.name, key, trace_of_request())
+        started = self.turns.start(prompt, conversation_id, caller.name, key, trace_of_request())
+        # One name may come with other conversations than it had when the key came first.
+        if not caller.owns(started.entry):
+            raise KeyUsedOtherwise
+        return started
 
     @property
     def busy(self) -> bool:

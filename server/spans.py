@@ -16,7 +16,7 @@ import gevent
 
 from . import tracing
 from .prompt import Prompt
-from .telemetry import hide_for_good
+from .telemetry import hide_for_good, redact
 from .tracing import TraceContext
 from .version import VERSION
 
@@ -164,9 +164,10 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
 
 
 def header_values(environment: Mapping[str, str]) -> list[str]:
-    """What the collector lets us in by."""
+    """What the collector lets us in by; whole pairs as well, for OpenTelemetry quotes those that it cannot read."""
     pairs = ",".join(environment.get(name, "") for name in HEADERS).split(",")
-    return [unquote(pair.partition("=")[2]).strip() for pair in pairs]
+    values = [pair.partition("=")[2] for pair in pairs]
+    return [text.strip() for text in (*pairs, *values, *map(unquote, values))]
 
 
 def own_name() -> dict[str, str]:
@@ -188,7 +189,9 @@ def tracer() -> Tracer:
         return RecordingTracer()
     except ImportError:
         log.warning("no spans: OTEL_* names a collector, but the extra `otel` is not installed")
-        return PlainTracer()
+    except Exception as error:  # noqa: BLE001 - whatever OpenTelemetry makes of its settings: answers matter more
+        log.error("no spans: OTEL_* cannot be right: %s", redact(str(error)))  # noqa: TRY400 - no trace needed
+    return PlainTracer()
 
 
 def of_prompt(turn_id: str, conversation_id: str | None, prompt: Prompt, default_model: str | None) -> Attributes:

@@ -43,3 +43,15 @@ def test_what_comes_beside_the_text_is_never_taken_for_another_kind_of_event(fou
 def test_names_of_our_own_inside_it_change_nothing(name):
     extra = Extra(1, orjson.dumps({name: "x", "code": "y"}))
     assert unpack(1, pack([extra])) == [extra]
+
+
+def test_an_event_of_a_later_release_says_nothing_and_keeps_its_id():
+    later = orjson.dumps(["a", {"audio": "x"}, {"error": 7}, "b"])
+    nothing = b"{}"
+    assert unpack(1, later) == [Token(1, "a"), Extra(2, nothing), Extra(3, nothing), Token(4, "b")]
+
+
+@pytest.mark.parametrize("broken", [b"[7]", b"[null]", b"[[]]"])
+def test_what_no_release_writes_is_no_event(broken):
+    with pytest.raises(ValueError, match="no event"):
+        unpack(1, broken)

@@ -1,5 +1,6 @@
 """What OpenAI's clients may ask, what of it goes on to the gateway, and what they are told otherwise."""
 
+import contextlib
 import json
 
 import orjson
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from server.completion_request import read_completion
 from server.errors import BadRequest
 from server.gateway import Gateway
-from server.prompt import MAX_MESSAGES, MAX_PROMPT_CHARS, MAX_TOKENS, Prompt
+from server.prompt import MAX_MESSAGES, MAX_PROMPT_CHARS, MAX_TOKENS, Message, Prompt
 from server.settings import Settings
 
 USER = {"role": "user", "content": "Hello"}
@@ -24,6 +25,11 @@ def read(messages=(USER,), **fields):
 
 @pytest.fixture(scope="module")
 def gateway():
+    with contextlib.closing(make_gateway()) as gateway:
+        yield gateway
+
+
+def make_gateway(**more):
     settings = Settings(
         _env_file=None,
         access="open",
@@ -31,10 +37,9 @@ def gateway():
         transcript="off",
         gateway_model="own",
         gateway_system_prompt="Be kind.",
+        **more,
     )
-    gateway = Gateway(settings, None, 1)
-    yield gateway
-    gateway.close()
+    return Gateway(settings, None, 1)
 
 
 def sent(gateway, **fields):
@@ -76,8 +81,18 @@ def test_what_the_gateway_understands_goes_on_to_it_as_it_came(gateway):
 
 def test_what_is_ours_to_answer_does_not(gateway):
     ours = {"n": 1, "stream": True, "stream_options": None, "metadata": {"conversation_id": "c-1"}, "model": "default"}
-    assert set(sent(gateway, **ours)) == {"messages", "stream", "temperature", "model"}
+    assert set(sent(gateway, **ours)) == {"messages", "stream", "model"}
     assert sent(gateway, **ours)["model"] == "own", "the default model is the gateway's own"
+
+
+def test_the_gateway_gets_no_temperature_that_no_one_has_chosen(gateway, monkeypatch):
+    assert "temperature" not in sent(gateway)
+    monkeypatch.setenv("GATEWAY_TEMPERATURE", "0.7")
+    with contextlib.closing(make_gateway()) as chosen:
+        assert sent(chosen)["temperature"] == 0.7
+        assert sent(chosen, temperature=1)["temperature"] == 1
+    own = json.loads(gateway.body(Prompt((Message("user", "Hello"),))))
+    assert own["temperature"] == 0.7, "our own wire has a default"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +116,7 @@ def test_the_conversation_is_in_the_metadata():
 
 
 def test_a_body_without_options_is_a_question():
-    assert read().prompt == Prompt((USER,), more={"stream_options": {"include_usage": True}})
+    assert read().prompt == Prompt((USER,), more={"stream_options": {"include_usage": True}}, as_asked=True)
 
 
 LONG = "x" * (MAX_PROMPT_CHARS // 2 + 1)

@@ -1,5 +1,6 @@
 """The relay in an app of someone's own: under a prefix, with the app's own logins, pages and views."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from playwright.sync_api import expect
 
 from server import Caller, Relay, create_app
 from server.access.guard import caller_of_app
-from server.errors import BadRequest
+from server.errors import BadRequest, KeyUsedOtherwise
+from server.journal import Entry
+from server.prompt import Message, Prompt
 from server.settings import NoAccess, Settings, SettingsError, load_for_app
+from server.turns import Key, Started
 
 from .conftest import ROOT, Answer, RelayServer, question, until
+from .wire import speak
 
 SSE, JSON = "text/event-stream", "application/json"
 
@@ -174,6 +179,15 @@ def test_the_apps_own_views_ask_for_no_page_of_another_origin(mounted, sandbox, 
     assert sandbox.gateway_calls(prompt) == 0
     answer = send(mounted, "POST", "/ask", params=asked, headers={"Origin": mounted.url})
     assert answer.text.splitlines() == ["token a /ask", "done complete /ask"]
+
+
+def test_an_origin_that_is_none_is_not_ours_where_no_host_is_named(mounted, prompt):
+    body = json.dumps(question(prompt, "c")).encode()
+    head = b"POST /relay/streams HTTP/1.0\r\nOrigin: null\r\nCookie: user=ann\r\n"
+    more = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = speak(mounted.url, head + more + body)
+    assert b" 403 " in answer.split(b"\r\n")[0]
+    assert b"cross_origin" in answer
 
 
 def test_pages_that_cors_lets_in_have_no_cookies(start_mounted, sandbox, prompt):
@@ -386,6 +400,18 @@ def test_a_caller_may_be_the_number_of_a_row():
 
 
 @pytest.mark.parametrize("wrong", [7.5, True, b"ann", "", "a" * 257, "two\nlines", Caller(None)])
+def test_a_key_leads_no_caller_into_a_conversation_that_is_not_open_to_it(monkeypatch):
+    """One name, first with another conversation than now: DEFAULT_CONVERSATION_ID or the app's word has changed."""
+    relay = Relay(Flask(__name__), settings=settings(access="open"))
+    begun = Started(Entry("a-turn", "c-1", "app:ann", began=0))
+    monkeypatch.setattr(relay.turns, "start", lambda *_: begun)
+    asked, key = Prompt((Message("user", "Hello"),)), Key("k", "fingerprint")
+    assert relay.begin(asked, "c-1", Caller("app:ann", ("c-1",)), key) == begun
+    with pytest.raises(KeyUsedOtherwise):
+        relay.begin(asked, "c-2", Caller("app:ann", ("c-2",)), key)
+
+
+@pytest.mark.parametrize("wrong", [7, "", "a" * 257, "two\nlines", Caller(7), Caller("ann", "order-*")])
 def test_a_name_that_cannot_be_one_is_no_caller(wrong):
     with pytest.raises((TypeError, ValueError)):
         caller_of_app(wrong)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import threading
 
 import httpx
@@ -188,6 +189,17 @@ def test_what_comes_beside_the_text_survives_in_the_store(client, server, sandbo
     assert sandbox.gateway_calls(prompt) == 1
 
 
+def test_an_idempotency_key_is_for_one_conversation(client, sandbox, prompt, conversation):
+    headers = {"Idempotency-Key": prompt, "X-Conversation-Id": conversation}
+    first = complete(client, prompt, extra_headers=headers)
+    assert complete(client, prompt, extra_headers=headers) == first
+    for other in ({"X-Conversation-Id": f"{conversation}-2"}, {"X-Conversation-Id": openai.omit}):
+        with pytest.raises(openai.UnprocessableEntityError) as error:
+            complete(client, prompt, extra_headers=headers | other)
+        assert refused(error, 422)["code"] == "idempotency_key_used_otherwise"
+    assert sandbox.gateway_calls(prompt) == 1
+
+
 @pytest.mark.parametrize("name_it", [{"extra_body": "metadata"}, {"extra_headers": "X-Conversation-Id"}])
 def test_the_text_goes_into_the_transcript_of_the_conversation_that_is_named(
     client, ann, sandbox, prompt, conversation, name_it
@@ -226,6 +238,24 @@ def test_the_list_names_the_gateways_model(start_relay, open_client, prompt):
     assert [model.id for model in open_client(relay).models.list()] == ["acme-large"]
     answer = requests.post(f"{relay.url}/v1/chat/completions", json={"messages": asking(prompt)}, timeout=PATIENCE)
     assert answer.json()["model"] == "acme-large"
+
+
+def test_a_model_is_there_by_its_name_and_another_is_not(client):
+    assert client.models.retrieve("default") == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("acme/none")
+    assert refused(error, 404)["code"] == "model_not_found"
+
+
+def test_what_is_not_here_is_refused_in_the_same_shape(client, ann):
+    with pytest.raises(openai.NotFoundError) as error:
+        client.embeddings.create(model="default", input="Hello")
+    body = refused(error, 404)
+    assert body["code"] == "not_found"
+    assert "/v1/chat/completions" in body["message"]
+    wrong = ann.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.json()["error"]["code"] == "method_not_allowed"
 
 
 def test_a_wrong_key_is_an_authentication_error(server, open_client, prompt):
@@ -269,6 +299,26 @@ def test_a_question_that_fails_has_a_status_even_where_a_stream_was_asked_for(cl
     assert refused(error, 503)["code"] == "gateway_unavailable"
     assert error.value.request_id
     assert sandbox.gateway_calls(prompt) == 1, "the client does not try again on top of the server"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "kind", "status", "code", "family"),
+    [
+        ("rate_limited", openai.RateLimitError, 429, "rate_limited", "rate_limit_error"),
+        ("bad_request_400", openai.BadRequestError, 400, "gateway_rejected", "invalid_request_error"),
+    ],
+)
+def test_what_the_gateway_refuses_is_the_error_that_openai_has_for_it(
+    client, sandbox, prompt, stream, fault, kind, status, code, family
+):
+    sandbox.fault("gateway", fault, prompt=prompt, calls=9)
+    with pytest.raises(kind) as error:
+        complete(client.with_options(max_retries=2), prompt, stream=stream)
+    body = refused(error, status)
+    assert (body["code"], body["type"]) == (code, family)
+    assert error.value.response.headers["X-Should-Retry"] == "false"
+    assert sandbox.gateway_calls(prompt) == 1
 
 
 def test_an_answer_that_breaks_off_is_an_error_in_mid_stream(client, sandbox, prompt):
@@ -329,6 +379,7 @@ def test_a_client_that_leaves_is_noticed_and_its_turn_ends_after_the_grace(
     client, server, ann, sandbox, prompt, conversation, stream
 ):
     sandbox.script(prompt, ["a", "b"], gate=True)
+    refused_before = refused_as_interrupted(server)
     body = {"messages": asking(prompt), "stream": stream, "metadata": {"conversation_id": conversation}}
     http = requests.Session()
     http.trust_env = False
@@ -337,6 +388,12 @@ def test_a_client_that_leaves_is_noticed_and_its_turn_ends_after_the_grace(
         http.post(url, json=body, headers=ann.headers, stream=True, timeout=PATIENCE if stream else 0.5).close()
     (found,) = until(lambda: ann.list(conversation).json()["streams"], "the turn has begun")
     assert server.logged(found["id"], "turn ended")["reason"] == "no follower"
+    assert refused_as_interrupted(server) == refused_before, "no one was refused"
+
+
+def refused_as_interrupted(relay):
+    metrics = requests.get(f"{relay.url}/metrics", timeout=PATIENCE).text
+    return sum(float(value) for value in re.findall(r'requests_refused_total{code="interrupted"} (\S+)', metrics))
 
 
 def test_a_stop_lets_the_answer_come_to_its_end(start_relay, open_client, sandbox, prompt):
@@ -374,7 +431,8 @@ def test_a_page_of_an_allowed_origin_may_send_what_the_official_client_sends(ser
     allowed = {name.strip().lower() for name in preflight.headers["Access-Control-Allow-Headers"].split(",")}
     assert {"authorization", "content-type", "x-stainless-lang", "x-conversation-id"} <= allowed
     ann.headers["Origin"] = "https://shop.example"
-    assert "X-Request-Id" in ann.get("/v1/models").headers["Access-Control-Expose-Headers"]
+    exposed = ann.get("/v1/models").headers["Access-Control-Expose-Headers"].split(", ")
+    assert {"X-Request-Id", "X-Should-Retry", "Retry-After"} <= set(exposed)
 
 
 @tool

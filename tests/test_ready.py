@@ -6,9 +6,13 @@ import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import gevent
 import pytest
 import requests
+
+from server.readiness import Readiness
 
 from .conftest import until
 
@@ -68,6 +72,27 @@ def test_a_login_that_hangs_is_not_ready_within_the_checks_time(start_relay, san
     assert status == 503
     assert "GENESYS_OAUTH_URL" in checks["token"]["error"]
     assert checks["store"] == {"state": "ok"}
+
+
+def test_a_login_that_hangs_is_tried_again_only_after_a_while(monkeypatch):
+    monkeypatch.setattr("server.readiness.CHECK_TIMEOUT", 0.05)
+    monkeypatch.setattr("server.readiness.FRESH", 0)
+    tries = []
+
+    class Hanging:
+        at_hand = False
+
+        def token(self):
+            tries.append(1)
+            gevent.sleep(60)
+
+    ready = Readiness(SimpleNamespace(wait_for_store=lambda: True, draining=False), Hanging())
+    for _ in range(3):
+        assert "GENESYS_OAUTH_URL" in ready.checks()["token"].advice
+    assert len(tries) == 1
+    ready._login_again = 0.0  # the while is over
+    assert ready.checks()["token"].advice
+    assert len(tries) == 2
 
 
 def test_asking_makes_no_login_while_a_token_is_at_hand(start_relay, sandbox):

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from server import spans
 from server.tracing import KNOWN_FLAGS, MAX_STATE, TraceContext, read, under
 
 from .conftest import ROOT, question, until
@@ -284,3 +285,33 @@ def test_without_the_extra_a_named_collector_is_warned_of_and_nothing_is_lost(tm
         [sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert re.search("extra `otel` is not installed", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),  # more than the queue holds
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "abc"),
+    ],
+)
+def test_a_setting_that_cannot_be_right_costs_the_spans_alone(monkeypatch, caplog, name, value):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
+    assert spans.tracer.__wrapped__().begin(None, {}).context.trace_id
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert line.message.startswith("no spans: OTEL_* cannot be right: ")
+
+
+def test_the_server_answers_with_such_a_setting_and_quotes_no_header_that_is_written_wrongly(start_relay, prompt):
+    relay = start_relay(
+        **OTEL,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",
+        OTEL_EXPORTER_OTLP_HEADERS="x-honeycomb-team:s3cr3tvalue123==,x-other:s3cr3tvalue456",
+        OTEL_BSP_MAX_QUEUE_SIZE="0",
+    )
+    ask(relay, prompt)
+    lines = [str(line) for line in relay.log]
+    assert any("no spans" in line for line in lines)
+    assert any("[hidden]" in line for line in lines), "OpenTelemetry warns of each header"
+    assert not any("s3cr3tvalue" in line for line in lines)

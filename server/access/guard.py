@@ -139,6 +139,8 @@ def caller_of_app(caller: str | int | Caller) -> Caller:
         raise TypeError(f"a caller's name must be a string or a whole number, and is of type {type(name).__name__}")
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise ValueError(f"a caller's name must be 1 to {MAX_NAME} printable characters")
+    if isinstance(conversations, str):
+        raise TypeError("a caller's conversations must be several strings, and are one: write (conversation,)")
     return Caller(f"app:{name}", None if conversations is None else tuple(conversations))
 
 

@@ -10,7 +10,7 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, default_exceptions
 
 from .. import metrics
-from ..completion_answer import error_object
+from ..completion_answer import error_object, status_of
 from ..errors import (
     BadRequest,
     BodyTooLarge,
@@ -87,6 +87,7 @@ def refuse_plainly(error: RelayError) -> Response:
 def refuse_as_openai(error: RelayError) -> Response:
     """The same in the shape that OpenAI's clients read."""
     response = refuse_plainly(error)
+    response.status_code = status_of(error)
     response.set_data(jsonify(error_object(error)).get_data())
     return response
 

@@ -122,7 +122,8 @@ def is_from_elsewhere(settings: Settings) -> bool:
     """
     origin = request.headers.get("Origin")
     site = request.headers.get("Sec-Fetch-Site")
-    is_own = origin is None or urlsplit(origin).netloc == (authority() or "").lower()
+    host = authority()  # None: of HTTP/1.0, in which no origin is ours
+    is_own = origin is None or (host is not None and urlsplit(origin).netloc == host.lower())
     if site is not None:
         is_own = site in ("same-origin", "none")
     return not is_own and ("Cookie" in request.headers or allowed_origin(settings) is None)

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from flask import Blueprint, Response, after_this_request, current_app, jsonify, request
+from werkzeug.exceptions import MethodNotAllowed
 
 from .. import sse
 from ..client import Client
 from ..completion_answer import Chunks, Head, Whole, failure
 from ..completion_request import DEFAULT_MODEL, CompletionRequest, read_completion
-from ..errors import AnswerCancelled, Interrupted
+from ..errors import AnswerCancelled, Interrupted, ModelNotFound, NotFound
 from ..journal import Entry
 from ..journal.tail import Follower
 from ..prompt import read_conversation_id
@@ -34,6 +35,9 @@ PREFLIGHT = ", ".join(
         *(f"X-Stainless-{name}" for name in ("Poll-Helper", "Retry-Count", "Runtime", "Runtime-Version", "Timeout")),
     ]
 )
+CLIENT_GONE = 499  # nginx's own, for logs
+ELSEWHERE = "/v1/<path:rest>"  # in no document: nothing is there
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
 
 Batch = list[Event | Retrying]
@@ -70,15 +74,36 @@ def list_models() -> Response:
     """The one model that is there for certain; the gateway may know others by name."""
     relay = Relay.of(current_app)
     identify(relay)
-    model = relay.settings.gateway_model or DEFAULT_MODEL
-    return uncached(
-        jsonify(object="list", data=[{"id": model, "object": "model", "created": 0, "owned_by": "gateway"}])
-    )
+    return uncached(jsonify(object="list", data=[shown(relay.settings.gateway_model or DEFAULT_MODEL)]))
+
+
+@routes.get("/v1/models/<path:model>")
+def get_model(model: str) -> Response:
+    relay = Relay.of(current_app)
+    identify(relay)
+    if model not in (relay.settings.gateway_model, DEFAULT_MODEL):
+        raise ModelNotFound
+    return uncached(jsonify(shown(model)))
+
+
+def shown(model: str) -> dict[str, str | int]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "gateway"}
+
+
+@routes.route(ELSEWHERE, methods=METHODS)
+def refuse_rest(rest: str) -> Response:
+    """What these clients can ask for and is not here is refused in their shape as well, not in an app's or in ours."""
+    adapter = current_app.create_url_adapter(request)
+    assert adapter is not None
+    allowed = [method for method in METHODS if adapter.match(method=method)[0] != request.endpoint]
+    if allowed:
+        raise MethodNotAllowed(allowed)
+    raise NotFound("Of OpenAI's API only POST /v1/chat/completions and GET /v1/models are here.")
 
 
 @routes.after_request
 def allow_their_headers(response: Response) -> Response:
-    for name, more in ((ALLOW, PREFLIGHT), (EXPOSE, "X-Request-Id")):
+    for name, more in ((ALLOW, PREFLIGHT), (EXPOSE, "X-Request-Id, X-Should-Retry")):
         if name in response.headers:
             response.headers[name] += f", {more}"
     return response
@@ -92,7 +117,9 @@ def ask(relay: Relay) -> tuple[CompletionRequest, Entry]:
     named = read_conversation_id(request.headers.get(CONVERSATION), f"`{CONVERSATION}`")
     # Without a conversation the answer goes into no transcript: these clients cannot be expected to know of one.
     conversation_id = asked.prompt.conversation_id or named or relay.settings.default_conversation_id
-    started = relay.begin(asked.prompt, conversation_id, caller, read_key(body))
+    # The header is as much a part of the question as the body is.
+    key = read_key(body if named is None else b"%b\0%b" % (body, named.encode()))
+    started = relay.begin(asked.prompt, conversation_id, caller, key)
     tell(started.standing)
     tell_id(started.entry.id)
     return asked, started.entry
@@ -146,5 +173,7 @@ def whole(follower: Follower, answer: Whole) -> Response:
         answer.add(batch)
         ended = bool(batch) and type(batch[-1]) is Done
     if not ended:
-        raise Interrupted  # to no one: the client has left, or the journal has forgotten the answer
+        if follower.closed:
+            return Response(status=CLIENT_GONE)  # to no one, so no one has been refused
+        raise Interrupted  # the journal has forgotten the answer
     return uncached(jsonify(answer.finish()))

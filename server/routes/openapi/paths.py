@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import BadCursor, BadRequest, ConversationBusy, CrossOrigin, Forbidden, NotFound, StoreUnavailable
+from ...errors import (
+    BadCursor,
+    BadRequest,
+    ConversationBusy,
+    CrossOrigin,
+    Forbidden,
+    ModelNotFound,
+    NotFound,
+    StoreUnavailable,
+)
 from ...prompt import MAX_CONVERSATION_ID
 from ..streams import MAX_CURSOR_DIGITS, MAX_KEY
 from .refusals import ASKING, COMPLETING, EVERYWHERE, FINDING, GETTING_IN, RATE, Refusal, refusal, refusals
@@ -198,6 +207,17 @@ PATHS: dict[str, Shape] = {
             GETTING_IN,
             as_openai=True,
         )
+    },
+    "/v1/models/{model}": {
+        "parameters": [{"name": "model", "in": "path", "required": True, "schema": STRING | {"minLength": 1}}],
+        "get": operation(
+            "get_model",
+            "The same model by its name; `default` as well",
+            BEARER,
+            {"200": {"description": "It.", **content(JSON, ref("Model"))}},
+            (*GETTING_IN, NotFound, ModelNotFound),
+            as_openai=True,
+        ),
     },
     "/healthz": {
         "get": operation(

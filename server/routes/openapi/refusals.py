@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ... import errors
-from ...completion_answer import error_object
+from ...completion_answer import error_object, status_of
 from ...errors import RelayError
 
 Refusal = type[RelayError]
@@ -80,8 +80,9 @@ HEADERS: dict[int, dict[str, Any]] = {
 def refusals(*kinds: Refusal, as_openai: bool = False) -> dict[str, Any]:
     """The responses that these errors make, by status; those of one status are one response."""
     by_status: dict[int, list[Refusal]] = {}
-    for kind in sorted(set(kinds), key=lambda kind: (kind.status, kind.code)):
-        by_status.setdefault(kind.status, []).append(kind)
+    statuses = {kind: status_of(kind) if as_openai else kind.status for kind in kinds}
+    for kind, status in sorted(statuses.items(), key=lambda item: (item[1], item[0].code)):
+        by_status.setdefault(status, []).append(kind)
     make = refusal_as_openai if as_openai else refusal
     return {str(status): make(status, same) for status, same in by_status.items()}
 

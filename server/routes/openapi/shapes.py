@@ -218,15 +218,16 @@ SHAPES: dict[str, Shape] = {
             "object": {"const": "list"},
             "data": {
                 "type": "array",
-                "items": thing(
-                    {
-                        "id": STRING,
-                        "object": {"const": "model"},
-                        "created": {"type": "integer"},
-                        "owned_by": STRING,
-                    }
-                ),
+                "items": ref("Model"),
             },
+        }
+    ),
+    "Model": thing(
+        {
+            "id": STRING,
+            "object": {"const": "model"},
+            "created": {"type": "integer"},
+            "owned_by": STRING,
         }
     ),
     "Begun": thing({"id": ID, "url": ADDRESS}),
