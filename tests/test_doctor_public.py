@@ -1,5 +1,7 @@
 """`relay doctor --url`: what a real nginx between does to a stream, seen from the outside."""
 
+from urllib.parse import urlsplit
+
 import pytest
 import requests
 
@@ -10,6 +12,7 @@ from server.sse_reader import Received
 
 from .command import run
 from .conftest import RelayServer
+from .deployed import DeployedNginx
 from .test_nginx import CONFIG, Nginx
 
 READ_TIMEOUT = "proxy_read_timeout 60s;"
@@ -62,6 +65,16 @@ def test_through_an_nginx_as_the_readme_sets_it_up_all_is_well(behind_nginx, san
     headers = {"Authorization": f"Bearer {KEY.key}", "Accept": "application/json"}
     left = requests.get(f"{guarded.url}/streams/{entry['turn']}", headers=headers, timeout=10)
     assert left.status_code == 404, "what it asked is erased"
+
+
+def test_behind_the_nginx_that_is_delivered_all_is_well(guarded, sandbox, tmp_path):
+    nginx = DeployedNginx(tmp_path, urlsplit(guarded.url).netloc)
+    try:
+        trusted = {"REQUESTS_CA_BUNDLE": str(nginx.certificate)}
+        ended = run(tmp_path, "doctor", "--json", "--url", nginx.url, RELAY_KEY=KEY.key, **trusted)
+    finally:
+        nginx.stop()
+    assert public(ended) == dict.fromkeys(["health", "TLS", "stream", "resuming", "/metrics"], "ok"), ended.out
 
 
 @pytest.mark.parametrize(
