@@ -144,6 +144,15 @@ def test_a_worker_that_wakes_up_late_does_nothing_twice(pair, sandbox, prompt):
     assert ids_of(late)[-2:] == ids_of(result)[-2:], "both were told the same end"
     assert there.read_patiently(stream).tokens == ["t0 "]
     assert here.read_patiently(stream).events == there.read_patiently(stream).events
+    assert here.logged(stream, "turn failed")["status"] == "interrupted"
+    assert [ended_in(here), ended_in(there)] == [0, 1], "who has ended it has counted it"
+
+
+def ended_in(relay):
+    """The turns that /metrics calls interrupted."""
+    text = requests.get(f"{relay.url}/metrics", timeout=10).text
+    (line,) = (line for line in text.splitlines() if 'status="interrupted"' in line)
+    return float(line.split()[-1])
 
 
 def limit_files(relay, limit=None):
