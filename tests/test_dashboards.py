@@ -163,7 +163,7 @@ def test_promtool_takes_the_rules_where_it_is_installed():
     promtool("check", "rules", str(ALERTS))
 
 
-FAILED, COMPLETE = ('relay_turns_ended_total{status="%s"}' % status for status in ("failed", "complete"))
+FAILED, COMPLETE = 'relay_turns_ended_total{status="failed"}', 'relay_turns_ended_total{status="complete"}'
 REFUSED, BEGUN = 'relay_requests_refused_total{code="too_many_turns"}', "relay_turns_begun_total"
 ONCE, NEVER, OFTEN = "0+0x12 1+0x27", "0+0x40", "0+2x40"  # a minute each
 # Series and their values, the alert, and whether it fires after 20 minutes.
