@@ -97,6 +97,7 @@ def test_what_nginx_spoils_is_found(behind_nginx, more, check, found, fix):
 def test_without_a_key_it_says_so(behind_nginx):
     ended = behind_nginx()
     assert ended.findings["public: stream"]["state"] == "failed"
+    assert ended.findings["public: stream"]["found"] == "no stream came (HTTP 401): unauthorized"
     assert "RELAY_KEY" in ended.findings["public: stream"]["fix"]
     assert public(ended)["resuming"] == "skipped"
 
@@ -106,6 +107,11 @@ def test_an_address_that_leads_to_no_relay_is_found(tmp_path, url):
     ended = run(tmp_path, "doctor", "--json", "--url", url)
     assert any(one["state"] == "failed" and one["check"] != "settings" for one in ended.findings.values())
     assert "stream" not in public(ended) or public(ended)["stream"] == "skipped"
+
+
+def test_a_public_name_that_is_not_known_has_a_dns_record_made(tmp_path):
+    ended = run(tmp_path, "doctor", "--json", "--url", "https://relay.invalid")
+    assert "Make a DNS record for it, or correct --url" in ended.findings["name relay.invalid"]["fix"]
 
 
 def reception(opening, tokens, **headers):

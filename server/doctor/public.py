@@ -4,6 +4,7 @@ One short question is asked, in a conversation that is made up and erased afterw
 goes into that conversation's transcript.
 """
 
+import json
 import os
 import secrets
 import ssl
@@ -26,8 +27,8 @@ from ..tls import tls_context
 from ..transcript.api import Bearer
 from .arrival import Arrival, Reception, judge
 from .finding import Check, Outcome, bad, doubtful, good
-from .network import connection_of, port_of, ways
-from .words import read_words
+from .network import OURS, connection_of, port_of, ways
+from .words import MAX_CODE
 
 TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two bytes: pings come each 15
 ANSWER_TIMEOUT = 25.0  # seconds for the whole answer
@@ -111,7 +112,7 @@ def checks(visit: Visit) -> Iterator[Check]:
         outcome = bad(f"--url {error}", "Give the address as clients have it, such as https://relay.example.")
         yield Check("public address", lambda: outcome)
         return
-    yield from ways({"public address": visit.url})
+    yield from ways({"public address": visit.url}, OURS)
     way = connection_of(visit.url)
     yield Check("public: health", partial(health, visit), (way,))
     yield Check("public: TLS", partial(tried, transport, visit), ("public: health",))
@@ -236,8 +237,9 @@ def no_stream(response: requests.Response) -> Outcome:
 
 
 def read_refusal(response: requests.Response) -> str:
-    with suppress(HTTPError, OSError):
-        words = read_words(response.raw.read(BLOCK_SIZE, decode_content=True))
-        if words.code:
-            return f": {words.code}"
+    """Its code: the sentence beside it tells a client what to do, not an operator."""
+    with suppress(HTTPError, OSError, ValueError, RecursionError):
+        said = json.loads(response.raw.read(BLOCK_SIZE, decode_content=True))
+        if isinstance(said, dict) and isinstance(said.get("code"), str):
+            return f": {said['code'][:MAX_CODE]}"
     return ""
