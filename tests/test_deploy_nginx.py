@@ -428,7 +428,8 @@ def test_it_is_ready_while_an_old_worker_ends_its_answers(start_nginx, start_rel
     (old,) = relay.workers
     relay.process.process.send_signal(signal.SIGHUP)
     until(lambda: "Handling signal: hup" in relay.process.output and {*relay.workers} - {old}, "another worker")
-    until(lambda: requests.get(f"{relay.url}/healthz", timeout=10).json()["worker"] != old, "the new one answers")
+    straight = [f"{relay.url}/readyz"] * 10
+    until(lambda: all(requests.get(url, timeout=10).ok for url in straight), "the new one alone takes connections")
     assert {requests.get(url, timeout=10).status_code for url in ready} == {200}
     assert old in relay.workers, "all that time it had an answer to end"
     sandbox.receipt(prompt, len(TOKENS))
