@@ -15,7 +15,12 @@ from .settings import REDIS, Settings, leave, load_or_exit, without_password
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    options.command(options)
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as in `relay settings | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(1)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -78,12 +78,16 @@ def redact(text: str) -> str:
     return PASSWORD_PATTERN.sub(rf"\1{HIDDEN}", text)
 
 
-class TextFormatter(logging.Formatter):
-    """One line for people: time, level, message, then fields as name=value; an exception's lines follow, indented."""
+class UtcFormatter(logging.Formatter):
+    """Tells the time in UTC, as ISO 8601 has it."""
 
     converter = time.gmtime  # type: ignore[assignment]  # typeshed's signature is narrower than logging's use
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+
+class TextFormatter(UtcFormatter):
+    """One line for people: time, level, message, then fields as name=value; an exception's lines follow, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in fields_of(record).items())
@@ -91,12 +95,12 @@ class TextFormatter(logging.Formatter):
         return "\n    ".join(map(printable, [line, *trace_of(record).split("\n")])).rstrip()
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(UtcFormatter):
     """One JSON object a line, for log collectors."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
-            "time": round(record.created, 3),
+            "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
             "message": message_of(record),

@@ -245,7 +245,8 @@ class Turn:
         """Ends as the journal says: the closing events are another worker's."""
         self._move("interrupted")
         self.tail.adopt_closing()
-        self._tell_end("interrupted", Interrupted(detail="another worker took over: this one was silent for too long"))
+        error = Interrupted(detail="another worker took over: this one was silent for too long")
+        self._tell_end("interrupted", error, is_counted=False)  # that one has counted it
 
     def _move(self, state: str) -> None:
         if state not in MOVES[self.state]:
@@ -253,11 +254,12 @@ class Turn:
         self.state = state
         self._ended_at = time.time() if state in ENDS else None
 
-    def _tell_end(self, status: str, error: RelayError | None) -> None:
+    def _tell_end(self, status: str, error: RelayError | None, is_counted: bool = True) -> None:
         """The turn's one line in the log, its counts, and the end of its span."""
         now = time.monotonic()
         code = error.code if error is not None else None
-        self._measure.end(now, status, code or "")
+        if is_counted:
+            self._measure.end(now, status, code or "")
         usage = tokens_used(self._usage)
         self._span.set(
             {

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 PROGRAMS = (
     r"make|pip|pip-audit|python3?|\.venv/bin/\S+|relay|curl|git|cp|openssl|nginx|gunicorn|flask|node|npm|docker|"
-    r"systemctl|journalctl|systemd-analyze|redis-cli|redis-server|sqlite3|promtool|sudo|install|useradd|kill|export|apt-get"
+    r"systemctl|journalctl|systemd-analyze|redis-cli|redis-server|sqlite3|promtool|sudo|install|useradd|kill|export|apt-get|"
+    r"systemd-run|runuser|printf|certbot|rm|ln|/opt/relay/\S+"
 )
 COMMAND = re.compile(rf"(?:[A-Z][A-Z_]*=\S* )*(?:{PROGRAMS})(?: (?!=)|$)")
 FENCE = re.compile(r"\s*```\s*(\w*)")

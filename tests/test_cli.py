@@ -227,6 +227,16 @@ def test_run_asks_for_the_keys_that_are_set(run):
     assert requests.post(f"{running.url}/streams", json={"prompt": "a"}, headers=headers, timeout=10).ok
 
 
+def test_output_that_no_one_reads_to_its_end_is_no_error():
+    """As `relay settings | head` has it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "server.cli", "settings", "--example"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=30, check=False)
+    os.close(writing)
+    assert done.stderr == b""
+
+
 def test_keys_new_prints_a_key_and_what_the_server_is_to_know_of_it(capsys):
     main(["keys", "new", "shop"])
     printed = capsys.readouterr().out

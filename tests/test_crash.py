@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import pytest
 import requests
@@ -119,7 +120,8 @@ def test_kill_9_of_one_of_two_workers_ends_its_streams_alone(start_relay, sandbo
         assert [event.get("event") for event in result.events].count("done") == 1
         if result.done["status"] == "complete":
             assert result.tokens == tokens
-    ended = [entry["time"] for entry in relay.log if entry["message"] == "turn interrupted: its worker has died"]
+    lines = [entry for entry in relay.log if entry["message"] == "turn interrupted: its worker has died"]
+    ended = [datetime.fromisoformat(entry["time"]).timestamp() for entry in lines]
     assert len(ended) == statuses.count("interrupted")
     assert time.monotonic() - killed >= 0
     assert max(ended) - (time.time() - (time.monotonic() - killed)) < RECOVERY
@@ -144,6 +146,15 @@ def test_a_worker_that_wakes_up_late_does_nothing_twice(pair, sandbox, prompt):
     assert ids_of(late)[-2:] == ids_of(result)[-2:], "both were told the same end"
     assert there.read_patiently(stream).tokens == ["t0 "]
     assert here.read_patiently(stream).events == there.read_patiently(stream).events
+    assert here.logged(stream, "turn failed")["status"] == "interrupted"
+    assert [ended_in(here), ended_in(there)] == [0, 1], "who has ended it has counted it"
+
+
+def ended_in(relay):
+    """The turns that /metrics calls interrupted."""
+    text = requests.get(f"{relay.url}/metrics", timeout=10).text
+    (line,) = (line for line in text.splitlines() if 'status="interrupted"' in line)
+    return float(line.split()[-1])
 
 
 def limit_files(relay, limit=None):

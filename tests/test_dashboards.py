@@ -24,6 +24,7 @@ ROWS = ["Turns", "Latency", "Gateway", "Followers", "Journal", "Transcript", "Pr
 FUNCTIONS = {"rate", "increase", "histogram_quantile", "absent"}
 AGGREGATIONS = {"sum", "max", "count"}
 WORDS = FUNCTIONS | AGGREGATIONS | {"by", "and", "or"}
+SCRAPED = 'up{job="relay"}'  # Prometheus's own
 TARGETS_LABELS = {"instance", "le", "job"}  # what Prometheus adds, and what each histogram has
 SELECTOR = re.compile(r"(relay_\w+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'\s*(\w+)\s*(=~|!=|=)\s*"([^"]*)"\s*')
@@ -62,7 +63,7 @@ def test_every_query_is_of_metrics_labels_and_values_that_exist(known, query):
 @pytest.mark.parametrize("query", EVERY)
 def test_every_query_is_promql(query):
     """No parser, but what typing goes wrong in: brackets, names of functions, ranges where rates want them."""
-    bare = SELECTOR.sub("metric", query)
+    bare = SELECTOR.sub("metric", query.replace(SCRAPED, "relay_up"))
     words = [found for found in TOKEN.findall(bare) if not found.isspace()]
     assert "".join(words) == re.sub(r"\s", "", bare), "nothing but what is known"
     depth = 0
@@ -146,7 +147,51 @@ def test_texts_name_metrics_and_settings_that_exist(known):
             assert setting in settings
 
 
+def test_the_document_has_prometheus_scrape_by_the_name_that_the_rules_have():
+    assert any(SCRAPED in rule["expr"] for rule in RULES)
+    assert "job_name: relay\n" in (ROOT / "docs" / "operations.md").read_text()
+
+
+def promtool(*arguments):
+    """Runs it where it is installed."""
+    program = shutil.which("promtool")
+    done = subprocess.run([program, *arguments] if program else ["true"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_promtool_takes_the_rules_where_it_is_installed():
-    promtool = shutil.which("promtool")
-    command = [promtool, "check", "rules", str(ALERTS)] if promtool else ["true"]
-    subprocess.run(command, check=True)
+    promtool("check", "rules", str(ALERTS))
+
+
+FAILED, COMPLETE = 'relay_turns_ended_total{status="failed"}', 'relay_turns_ended_total{status="complete"}'
+REFUSED, BEGUN = 'relay_requests_refused_total{code="too_many_turns"}', "relay_turns_begun_total"
+ONCE, NEVER, OFTEN = "0+0x12 1+0x27", "0+0x40", "0+2x40"  # a minute each
+# Series and their values, the alert, and whether it fires after 20 minutes.
+NIGHTS = {
+    "one failed turn": ({FAILED: ONCE, COMPLETE: NEVER}, "RelayNoTurnSucceeds", False),
+    "turns that all fail": ({FAILED: OFTEN, COMPLETE: NEVER}, "RelayNoTurnSucceeds", True),
+    "turns some of which fail": ({FAILED: OFTEN, COMPLETE: OFTEN}, "RelayNoTurnSucceeds", False),
+    "a relay that is not scraped": ({SCRAPED: NEVER, "relay_workers": "1+0x40"}, "RelayGone", True),
+    "a relay that is scraped": ({SCRAPED: "1+0x40", "relay_workers": "1+0x40"}, "RelayGone", False),
+    "no relay at all": ({}, "RelayGone", True),
+    "most are refused": ({REFUSED: OFTEN, BEGUN: "0+1x40"}, "RelayRefusesMost", True),
+    "some are refused": ({REFUSED: "0+1x40", BEGUN: OFTEN}, "RelayRefusesMost", False),
+    "one failed login": ({'relay_access_token_fetches_total{result="rejected"}': ONCE}, "RelayTokenFetchFails", False),
+}
+
+
+@pytest.mark.parametrize(("series", "alert", "fires"), NIGHTS.values(), ids=NIGHTS)
+def test_who_is_woken_by_what(tmp_path, series, alert, fires):
+    rule = next(rule for rule in RULES if rule["alert"] == alert)
+    count = f"count(ALERTS{{alertname={alert!r}, alertstate='firing'}})".replace("'", '"')
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": count, "eval_time": "20m", "exp_samples": [{"labels": "{}", "value": 1}] if fires else []}
+        ],
+    }
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [rule]}]}))
+    file = tmp_path / "test.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}))
+    promtool("test", "rules", str(file))

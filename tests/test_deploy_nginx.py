@@ -416,6 +416,26 @@ def test_what_is_for_the_operator_is_not_there_for_the_outside(nginx):
     assert requests.get(f"{nginx.inside_url}/openapi.json", timeout=10).status_code == 404
 
 
+def test_it_is_ready_while_an_old_worker_ends_its_answers(start_nginx, start_relay, sandbox, prompt):
+    """The old worker still answers on the connections that it has, and says that it is draining."""
+    relay = start_relay(**ALIVE)
+    own = start_nginx(urlsplit(relay.url).netloc)
+    sandbox.script(prompt, TOKENS, gate=True)
+    answer = relay.ask(prompt)
+    assert answer.next_token() == TOKENS[0]
+    ready = [f"{own.inside_url}/{place}" for place in ("readyz", "healthz")] * 5
+    assert {requests.get(url, timeout=10).status_code for url in ready} == {200}
+    (old,) = relay.workers
+    relay.process.process.send_signal(signal.SIGHUP)
+    until(lambda: "Handling signal: hup" in relay.process.output and {*relay.workers} - {old}, "another worker")
+    straight = [f"{relay.url}/readyz"] * 10
+    until(lambda: all(requests.get(url, timeout=10).ok for url in straight), "the new one alone takes connections")
+    assert {requests.get(url, timeout=10).status_code for url in ready} == {200}
+    assert old in relay.workers, "all that time it had an answer to end"
+    sandbox.receipt(prompt, len(TOKENS))
+    assert answer.finish().done["status"] == "complete"
+
+
 def test_another_name_gets_no_certificate_and_plain_http_is_sent_to_tls(nginx):
     context = ssl.create_default_context(cafile=str(nginx.certificate))
     with socket.create_connection(("127.0.0.1", nginx.port)) as plain, pytest.raises(ssl.SSLError):

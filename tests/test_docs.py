@@ -40,6 +40,7 @@ PROVED = {
     r"pip install \.\./\.\.": "test_package::test_all_of_the_server_is_in_the_package_and_nothing_else",
     r"export |python models\.py|gunicorn$": "test_shop::test_a_deploy_in_mid_stream_loses_nothing",
     r"(useradd|install|systemctl|journalctl|nginx|git archive|python3 -m venv|redis-cli|openssl|docker) ": HOST,
+    r"(PYTHONPATH=\S+ )?(systemd-run|runuser|printf|certbot|rm|ln|/opt/relay/\S+) ": HOST,
 }
 # Programs in pieces, or in another language.
 PROVED_PROGRAMS = {

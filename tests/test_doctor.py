@@ -228,6 +228,21 @@ def test_a_certificate_is_checked_as_the_server_checks_it(
     assert states(ended)["login"] == ("skipped" if state == "failed" else "ok")
 
 
+@pytest.mark.parametrize(
+    ("days", "trusted", "fix"),
+    [(5, True, "Renew it"), (-1, True, "Renew it"), (365, False, "still has its first certificate, signed by itself")],
+)
+def test_the_certificate_of_the_public_address_is_the_operators_own(
+    sandbox, tmp_path, tmp_path_factory, days, trusted, fix
+):
+    now = datetime.now(UTC)
+    certificate = make_certificate(tmp_path_factory.mktemp("tls"), now - timedelta(days=30), now + timedelta(days=days))
+    bundle = {"REQUESTS_CA_BUNDLE": str(certificate[0])} if trusted else {}
+    with tls_in_front_of(sandbox.url, certificate) as port:
+        ended = run(tmp_path, "doctor", "--json", "--url", f"https://localhost:{port}", **bundle)
+    assert fix in ended.findings[f"way to localhost:{port}"]["fix"]
+
+
 def test_a_redis_that_evicts_and_keeps_nothing_is_found(examine, start_redis):
     redis = start_redis("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     ended = examine(STORE_URL=redis.url)
@@ -266,7 +281,15 @@ def test_a_folder_that_cannot_be_written_is_found(examine):
     finding = failed(examine(STORE_URL=f"sqlite:///{READ_ONLY}"))
     assert finding["check"] == "store"
     assert READ_ONLY in finding["found"]
+    assert ".relay-doctor-" not in finding["found"]
     assert "STORE_URL" in finding["fix"]
+
+
+def test_a_folder_that_is_not_there_and_cannot_be_made_is_found(examine):
+    assert (
+        "/sys/nowhere is not there, and this user may not"
+        in failed(examine(STORE_URL="sqlite:////sys/nowhere/a.db"))["found"]
+    )
 
 
 def test_all_settings_that_are_wrong_are_told_at_once(examine):

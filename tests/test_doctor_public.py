@@ -1,5 +1,7 @@
 """`relay doctor --url`: what a real nginx between does to a stream, seen from the outside."""
 
+from urllib.parse import urlsplit
+
 import pytest
 import requests
 
@@ -10,6 +12,7 @@ from server.sse_reader import Received
 
 from .command import run
 from .conftest import RelayServer
+from .deployed import DeployedNginx
 from .test_nginx import CONFIG, Nginx
 
 READ_TIMEOUT = "proxy_read_timeout 60s;"
@@ -64,6 +67,16 @@ def test_through_an_nginx_as_the_readme_sets_it_up_all_is_well(behind_nginx, san
     assert left.status_code == 404, "what it asked is erased"
 
 
+def test_behind_the_nginx_that_is_delivered_all_is_well(guarded, sandbox, tmp_path):
+    nginx = DeployedNginx(tmp_path, urlsplit(guarded.url).netloc)
+    try:
+        trusted = {"REQUESTS_CA_BUNDLE": str(nginx.certificate)}
+        ended = run(tmp_path, "doctor", "--json", "--url", nginx.url, RELAY_KEY=KEY.key, **trusted)
+    finally:
+        nginx.stop()
+    assert public(ended) == dict.fromkeys(["health", "TLS", "stream", "resuming", "/metrics"], "ok"), ended.out
+
+
 @pytest.mark.parametrize(
     ("more", "check", "found", "fix"),
     [
@@ -84,6 +97,7 @@ def test_what_nginx_spoils_is_found(behind_nginx, more, check, found, fix):
 def test_without_a_key_it_says_so(behind_nginx):
     ended = behind_nginx()
     assert ended.findings["public: stream"]["state"] == "failed"
+    assert ended.findings["public: stream"]["found"] == "no stream came (HTTP 401): unauthorized"
     assert "RELAY_KEY" in ended.findings["public: stream"]["fix"]
     assert public(ended)["resuming"] == "skipped"
 
@@ -93,6 +107,11 @@ def test_an_address_that_leads_to_no_relay_is_found(tmp_path, url):
     ended = run(tmp_path, "doctor", "--json", "--url", url)
     assert any(one["state"] == "failed" and one["check"] != "settings" for one in ended.findings.values())
     assert "stream" not in public(ended) or public(ended)["stream"] == "skipped"
+
+
+def test_a_public_name_that_is_not_known_has_a_dns_record_made(tmp_path):
+    ended = run(tmp_path, "doctor", "--json", "--url", "https://relay.invalid")
+    assert "Make a DNS record for it, or correct --url" in ended.findings["name relay.invalid"]["fix"]
 
 
 def reception(opening, tokens, **headers):

@@ -472,3 +472,14 @@ def test_a_lease_of_a_clock_that_was_set_back_is_over(tmp_path):
     assert bob.interrupt_orphans() == [turn.id]
     for journal in (ann, bob):
         journal.close()
+
+
+def test_a_folder_that_cannot_be_reached_is_a_store_that_is_unavailable(tmp_path):
+    """A mount that was taken away, or a folder whose rights were: `news`, which looks by itself, says so too."""
+    (tmp_path / "file").write_text("")
+    journal = SqliteJournal(tmp_path / "file" / "relay.db", "ann", 60, 60)
+    for use in (journal.renew, lambda: journal.news({}, 0)):
+        with pytest.raises(StoreUnavailable):
+            use()
+    with pytest.raises(StoreUnavailable):
+        journal.close()

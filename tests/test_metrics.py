@@ -184,7 +184,10 @@ def test_what_runs_is_shown_while_it_runs_and_dies_with_its_worker(pair, sandbox
     until(lambda: pair._answers() and len(pair.workers) == 2, "other workers")
     # Nothing that was counted is lost, and nothing that was alive is left over.
     shows(pair, turns_running=0, followers=0, workers=2, turns_begun_total=6, tokens_total=6)
+    # Who has died counts nothing: those who end the turns do, each turn once over all of them.
+    shows(pair, **{"turns_ended_total:interrupted:interrupted": 6})
     for answer in answers:
+        assert pair.logged(answer.id, "turn interrupted: its worker has died")["conversation"]
         answer.close()
 
 

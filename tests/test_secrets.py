@@ -221,7 +221,10 @@ def test_the_formatters_hide_secrets_in_messages_fields_and_exceptions(formatter
 
 def test_a_json_line_is_json_whatever_the_message():
     record = logging.LogRecord("x", logging.INFO, "f", 1, 'a "b"\n\x00 é', (), None)
-    assert orjson.loads(JsonFormatter().format(record))["message"] == 'a "b"\n\x00 é'
+    record.created, record.msecs = 1_800_000_000.25, 250.0
+    line = orjson.loads(JsonFormatter().format(record))
+    assert line["message"] == 'a "b"\n\x00 é'
+    assert line["time"] == "2027-01-15T08:00:00.250Z"
 
 
 def test_a_text_line_ends_with_its_fields():

@@ -57,7 +57,7 @@ def access(settings: Settings) -> Outcome:
         return doubtful(
             f"no key stands in {path} yet: no one may ask", "Make one with `relay keys new NAME` and add its line."
         )
-    callers = f"keys of {len(names)} callers" if names else "no keys"
+    callers = f"keys of {len(names)} caller{'s' * (len(names) > 1)}" if names else "no keys"
     return good(f"{callers}, and tokens of {settings.jwt_issuer}" if settings.access == "jwt" else callers)
 
 

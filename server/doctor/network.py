@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import gevent
@@ -20,22 +20,39 @@ from ..tls import bundle_variable
 from .finding import Check, Outcome, bad, doubtful, good
 
 NAME_TIMEOUT = 10.0  # seconds to look a name up
+SELF_SIGNED = 18  # X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT
 SOON = 21 * 86_400.0  # seconds before a certificate's end in which it should have been renewed
 
 
+class Fixes(NamedTuple):
+    """What to do about a host, beginnings of sentences: it depends on whose host it is."""
+
+    name: str
+    renewal: str
+    self_signed: str = ""  # a whole one; empty where such a certificate is a matter of trust like any other
+
+
+THEIRS = Fixes("Correct GENESYS_ENV, or the address set", "Have whoever runs that host renew its certificate")
+OURS = Fixes(
+    "Make a DNS record for it, or correct --url",
+    "Renew it, and have the proxy read it again",
+    "The proxy still has its first certificate, signed by itself: have one issued, and the proxy reloaded.",
+)
+
+
 def checks(settings: Settings) -> Iterator[Check]:
-    return ways(places(settings))
+    return ways(places(settings), THEIRS)
 
 
-def ways(found: Mapping[str, str]) -> Iterator[Check]:
+def ways(found: Mapping[str, str], fixes: Fixes) -> Iterator[Check]:
     """For addresses by what they are used for: one for each name, one for each host and port."""
     grouped = by_connection(found)
     names = {urlsplit(url).hostname or "": url for url, _ in grouped.values()}
     for host, url in names.items():
         if not is_address(host):
-            yield Check(name_of(host), partial(look_up, url))
+            yield Check(name_of(host), partial(look_up, url, fixes))
     for name, (url, uses) in grouped.items():
-        yield Check(name, partial(connect, url, uses), (name_of(urlsplit(url).hostname or ""),))
+        yield Check(name, partial(connect, url, uses, fixes), (name_of(urlsplit(url).hostname or ""),))
 
 
 def name_of(host: str) -> str:
@@ -83,7 +100,7 @@ def port_of(parts: SplitResult) -> int:
     return parts.port or DEFAULT_PORTS[parts.scheme]
 
 
-def look_up(url: str) -> Outcome:
+def look_up(url: str, fixes: Fixes) -> Outcome:
     """The host's addresses; those of the proxy where there is one: it looks up the rest."""
     proxy = proxy_for(url)
     host = proxy.host if proxy else urlsplit(url).hostname or ""
@@ -92,7 +109,7 @@ def look_up(url: str) -> Outcome:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or "no host name"
-        fix = "Correct the host in HTTPS_PROXY (or HTTP_PROXY)" if proxy else "Correct GENESYS_ENV, or the address set"
+        fix = "Correct the host in HTTPS_PROXY (or HTTP_PROXY)" if proxy else fixes.name
         return bad(f"{host} cannot be found: {reason}", f"{fix}; else see to this machine's DNS (/etc/resolv.conf).")
     addresses = ", ".join(sorted({str(entry[4][0]) for entry in found})[:3])
     if proxy:
@@ -100,7 +117,7 @@ def look_up(url: str) -> Outcome:
     return good(addresses)
 
 
-def connect(url: str, uses: list[str]) -> Outcome:
+def connect(url: str, uses: list[str], fixes: Fixes) -> Outcome:
     """Opens a connection as the server does, and closes it."""
     parts = urlsplit(url)
     way = Way(url, tunnel=parts.scheme != "http")
@@ -110,7 +127,7 @@ def connect(url: str, uses: list[str]) -> Outcome:
     try:
         connection = way.dial()
     except ssl.SSLError as error:
-        return untrusted(error, through)
+        return untrusted(error, through, fixes)
     except ProxyRefused as error:
         return bad(
             f"for {what}:{through} {error}",
@@ -122,7 +139,7 @@ def connect(url: str, uses: list[str]) -> Outcome:
     took = f"{(time.monotonic() - began) * 1000:.0f} ms"
     try:
         if isinstance(connection, ssl.SSLSocket):
-            return certified(connection, f"for {what}{through}, {connection.version()} in {took}")
+            return certified(connection, f"for {what}{through}, {connection.version()} in {took}", fixes)
     finally:
         connection.close()
     if is_loopback(parts.hostname or ""):
@@ -133,7 +150,7 @@ def connect(url: str, uses: list[str]) -> Outcome:
     )
 
 
-def certified(connection: ssl.SSLSocket, found: str) -> Outcome:
+def certified(connection: ssl.SSLSocket, found: str, fixes: Fixes) -> Outcome:
     """The certificate was checked when the connection opened; how long is it good?"""
     certificate: Mapping[str, Any] = connection.getpeercert() or {}
     left = ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()
@@ -141,7 +158,7 @@ def certified(connection: ssl.SSLSocket, found: str) -> Outcome:
     if variable := bundle_variable():
         found += f" (checked with {variable})"
     if left < SOON:
-        return doubtful(found, "Have whoever runs that host renew its certificate: after its end nothing passes.")
+        return doubtful(found, f"{fixes.renewal}: after its end nothing passes.")
     return good(found)
 
 
@@ -158,7 +175,7 @@ def unreachable(error: OSError, what: str, through: str, parts: SplitResult) -> 
     )
 
 
-def untrusted(error: ssl.SSLError, through: str) -> Outcome:
+def untrusted(error: ssl.SSLError, through: str, fixes: Fixes) -> Outcome:
     """No TLS, or a certificate that is not trusted: says why, and where trust comes from."""
     variable = bundle_variable()
     if not isinstance(error, ssl.SSLCertVerificationError):
@@ -168,9 +185,11 @@ def untrusted(error: ssl.SSLError, through: str) -> Outcome:
         )
     reason = error.verify_message
     if "expired" in reason:
-        fix = "Have whoever runs that host renew its certificate, and see that this machine's clock is right."
+        fix = f"{fixes.renewal}, and see that this machine's clock is right."
     elif "ostname" in reason or "IP address" in reason:
         fix = "Use the name that the certificate is made for."
+    elif fixes.self_signed and error.verify_code == SELF_SIGNED:
+        fix = fixes.self_signed
     elif variable:
         fix = f"{variable} names the certificates that are trusted, in place of the system's: add the right one there."
     else:

@@ -4,6 +4,7 @@ One short question is asked, in a conversation that is made up and erased afterw
 goes into that conversation's transcript.
 """
 
+import json
 import os
 import secrets
 import ssl
@@ -26,14 +27,15 @@ from ..tls import tls_context
 from ..transcript.api import Bearer
 from .arrival import Arrival, Reception, judge
 from .finding import Check, Outcome, bad, doubtful, good
-from .network import connection_of, port_of, ways
-from .words import read_words
+from .network import OURS, connection_of, port_of, ways
+from .words import MAX_CODE
 
 TIMEOUT = (5.0, 20.0)  # seconds to connect, and between two bytes: pings come each 15
 ANSWER_TIMEOUT = 25.0  # seconds for the whole answer
 BLOCK_SIZE = 64 * 1024  # bytes a read
 MAX_TOKENS = 120  # of the answer
 LOOKS = 3  # requests that measure the way to and fro
+PLACE = "/openapi.json"  # readable from outside without a key; deploy/nginx.conf keeps /healthz inside
 QUESTION = "This is a test of the line. Please count to 30, in digits with spaces between, and say nothing else."
 
 
@@ -110,7 +112,7 @@ def checks(visit: Visit) -> Iterator[Check]:
         outcome = bad(f"--url {error}", "Give the address as clients have it, such as https://relay.example.")
         yield Check("public address", lambda: outcome)
         return
-    yield from ways({"public address": visit.url})
+    yield from ways({"public address": visit.url}, OURS)
     way = connection_of(visit.url)
     yield Check("public: health", partial(health, visit), (way,))
     yield Check("public: TLS", partial(tried, transport, visit), ("public: health",))
@@ -130,7 +132,7 @@ def tried(look: Callable[[Visit], Outcome], visit: Visit) -> Outcome:
 
 def health(visit: Visit) -> Outcome:
     try:
-        response = visit.get("/healthz")
+        response = visit.get(PLACE)
         said = response.json()
     except (requests.RequestException, ValueError) as error:
         return bad(
@@ -142,15 +144,15 @@ def health(visit: Visit) -> Outcome:
             f"Set ALLOWED_HOSTS={urlsplit(visit.url).hostname}, and have the proxy pass the name (`proxy_set_header "
             "Host $host`).",
         )
-    if response.status_code not in (200, 503) or not isinstance(said, dict) or "status" not in said:
+    if response.status_code != 200 or not isinstance(said, dict) or "/stream-llm" not in (said.get("paths") or {}):
         return bad(f"no relay answers there (HTTP {response.status_code})", "Point the proxy at BIND.")
-    return good(f"{said['status']}, within {response.elapsed.total_seconds() * 1000:.0f} ms")
+    return good(f"it answers within {response.elapsed.total_seconds() * 1000:.0f} ms")
 
 
 def transport(visit: Visit) -> Outcome:
     """TLS, what browsers are told of it, and the HTTP that is spoken."""
     parts = urlsplit(visit.url)
-    response = visit.get("/healthz")
+    response = visit.get(PLACE)
     if response.raw.version < 11:
         return doubtful("HTTP/1.0 is spoken: no stream can be told from one that broke off", "Have it speak HTTP/1.1.")
     if parts.scheme != "https":
@@ -183,7 +185,7 @@ def spoken(host: str, port: int) -> str:
 
 
 def stream(visit: Visit) -> Outcome:
-    way = statistics.median(visit.get("/healthz").elapsed.total_seconds() for _ in range(LOOKS))
+    way = statistics.median(visit.get(PLACE).elapsed.total_seconds() for _ in range(LOOKS))
     return judge(visit.ask(), way)
 
 
@@ -235,8 +237,9 @@ def no_stream(response: requests.Response) -> Outcome:
 
 
 def read_refusal(response: requests.Response) -> str:
-    with suppress(HTTPError, OSError):
-        words = read_words(response.raw.read(BLOCK_SIZE, decode_content=True))
-        if words.code:
-            return f": {words.code}"
+    """Its code: the sentence beside it tells a client what to do, not an operator."""
+    with suppress(HTTPError, OSError, ValueError, RecursionError):
+        said = json.loads(response.raw.read(BLOCK_SIZE, decode_content=True))
+        if isinstance(said, dict) and isinstance(said.get("code"), str):
+            return f": {said['code'][:MAX_CODE]}"
     return ""

@@ -56,9 +56,8 @@ def use_sqlite(settings: Settings) -> Outcome:
                 mode = journal_mode(probe)
             found = f"{path} is not there yet, and {folder} can be written ({mode})"
     except (OSError, StoreUnavailable, sqlite3.Error) as error:
-        reason = error.detail if isinstance(error, StoreUnavailable) else str(error)
         return bad(
-            f"{path} cannot be used: {reason}",
+            f"{path} cannot be used: {reason_of(error, path)}",
             "Name a file in a folder on a local disk that the server's user may write to (STORE_URL=sqlite:///PATH), "
             "and run this as that user.",
         )
@@ -69,6 +68,16 @@ def use_sqlite(settings: Settings) -> Outcome:
     if path.exists() and path.stat().st_uid != os.geteuid():
         return doubtful(f"{found}, but another user owns it", "Run this as the server's user to be sure of its rights.")
     return good(found)
+
+
+def reason_of(error: Exception, path: Path) -> str:
+    """Why a file cannot be used; without the name of the one that was tried in its place."""
+    folder = path.absolute().parent
+    if isinstance(error, OSError) and not os.path.exists(folder):  # noqa: PTH110 - Path.exists may raise
+        return f"{folder} is not there, and this user may not make it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return error.detail if isinstance(error, StoreUnavailable) else str(error)
 
 
 def open_engine(settings: Settings, url: str) -> Journal:

@@ -14,7 +14,7 @@ from gevent.event import Event as Flag
 
 from .. import metrics
 from ..bell import Bell
-from ..errors import StoreUnavailable
+from ..errors import Interrupted, StoreUnavailable
 from ..sse import Event
 from . import LEASE, RENEW_INTERVAL, Entry, Journal, Wish
 from .health import Health
@@ -156,8 +156,14 @@ class Courier:
         self._mirrors = {key: tail for key, tail in self._mirrors.items() if tail.followers and not tail.ended}
 
     def _end_orphans(self) -> None:
+        """Counts and logs them in their workers' place, which cannot: the journal names each to one worker alone."""
         for turn_id in self._journal.interrupt_orphans():
-            log.warning("turn interrupted: its worker has died", extra={"turn": turn_id})
+            metrics.note_end("interrupted", Interrupted.code)
+            fields = {"turn": turn_id}
+            with suppress(StoreUnavailable):  # it has ended, and is told of all the same
+                if entry := self._journal.find(turn_id):
+                    fields |= {"conversation": entry.conversation_id or "", "caller": entry.caller}
+            log.warning("turn interrupted: its worker has died", extra=fields)
 
     def _watch(self) -> None:
         """Says to the writers that someone follows; lets go of turns that have ended or are gone."""

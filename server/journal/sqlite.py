@@ -178,7 +178,7 @@ class SqliteJournal:
             if self._watching is None:
                 self._watching = connect(self._path)
             (version,) = self._watching.execute("PRAGMA data_version").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise unavailable(error) from None
         return int(version)
 
