@@ -256,6 +256,8 @@ def test_what_is_not_here_is_refused_in_the_same_shape(client, ann):
     wrong = ann.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
     assert wrong.json()["error"]["code"] == "method_not_allowed"
+    options = requests.options(f"{ann.relay.url}/v1/models", timeout=PATIENCE)
+    assert options.headers["Allow"] == "GET, OPTIONS"
 
 
 def test_a_wrong_key_is_an_authentication_error(server, open_client, prompt):

@@ -93,12 +93,25 @@ def shown(model: str) -> dict[str, str | int]:
 @routes.route(ELSEWHERE, methods=METHODS)
 def refuse_rest(rest: str) -> Response:
     """What these clients can ask for and is not here is refused in their shape as well, not in an app's or in ours."""
-    adapter = current_app.create_url_adapter(request)
-    assert adapter is not None
-    allowed = [method for method in METHODS if adapter.match(method=method)[0] != request.endpoint]
-    if allowed:
+    if allowed := allowed_here():
         raise MethodNotAllowed(allowed)
     raise NotFound("Of OpenAI's API only POST /v1/chat/completions and GET /v1/models are here.")
+
+
+def allowed_here() -> list[str]:
+    """The methods of the address at hand that lead anywhere."""
+    adapter = current_app.create_url_adapter(request)
+    assert adapter is not None
+    nowhere = f"{request.blueprint}.{refuse_rest.__name__}"
+    return [method for method in METHODS if adapter.match(method=method)[0] != nowhere]
+
+
+@routes.after_request
+def allow_what_is_here(response: Response) -> Response:
+    """Flask's own answer to OPTIONS counts `refuse_rest` as well."""
+    if request.method == "OPTIONS" and "Allow" in response.headers:
+        response.headers["Allow"] = ", ".join([*allowed_here(), "OPTIONS"])
+    return response
 
 
 @routes.after_request

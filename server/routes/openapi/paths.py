@@ -209,7 +209,7 @@ PATHS: dict[str, Shape] = {
         )
     },
     "/v1/models/{model}": {
-        "parameters": [{"name": "model", "in": "path", "required": True, "schema": STRING | {"minLength": 1}}],
+        "parameters": [{"name": "model", "in": "path", "required": True, "schema": STRING | {"pattern": "^[!-~]+$"}}],
         "get": operation(
             "get_model",
             "The same model by its name; `default` as well",
