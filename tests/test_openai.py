@@ -477,3 +477,10 @@ def test_langchain_calls_a_tool_and_goes_on_with_its_result(chat, sandbox, promp
     assert streamed.tool_calls == asked.tool_calls
     result = weather.invoke(asked.tool_calls[0])
     assert model.invoke([*messages, asked, result]).content == "It is warm."
+
+
+@pytest.mark.parametrize("name", ["other", "a/b", "/x", "line%0A", "%0Aline", "%00"])
+def test_a_model_that_is_not_here_is_refused_as_openai_does_whatever_its_name(relay, name):
+    refused = requests.get(f"{relay.url}/v1/models/{name}", timeout=10)
+    assert refused.status_code == 404
+    assert refused.json()["error"]["code"] == "model_not_found"

@@ -151,7 +151,7 @@ def test_the_state_is_told_while_it_runs_and_after(pair, sandbox, prompt, conver
 
 def test_the_state_of_a_failed_stream_says_why(relay, sandbox, prompt):
     sandbox.script(prompt, TOKENS)
-    sandbox.fault("gateway", "cut", prompt=prompt)
+    sandbox.fault("gateway", "no_finish", prompt=prompt)
     stream = relay.begin(prompt)
     relay.follow(stream).finish()
     state = relay.state(stream)

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from flask import Blueprint, Response, after_this_request, current_app, jsonify, request
+from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.routing import PathConverter
 
 from .. import sse
 from ..client import Client
@@ -36,11 +38,24 @@ PREFLIGHT = ", ".join(
     ]
 )
 CLIENT_GONE = 499  # nginx's own, for logs
-ELSEWHERE = "/v1/<path:rest>"  # in no document: nothing is there
+ELSEWHERE = "/v1/<whatever:rest>"  # in no document: nothing is there
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
 
 Batch = list[Event | Retrying]
+
+
+class Whatever(PathConverter):
+    """Text that may hold slashes, and line ends, which Werkzeug's own `path` does not take."""
+
+    regex = "(?s:.+?)"
+    part_isolating = False
+
+
+@routes.record
+def know_converter(state: BlueprintSetupState) -> None:
+    """Before the routes below are added: Flask does it all in the order in which it stands here."""
+    state.app.url_map.converters["whatever"] = Whatever
 
 
 @routes.post("/v1/chat/completions")
@@ -77,7 +92,7 @@ def list_models() -> Response:
     return uncached(jsonify(object="list", data=[shown(relay.settings.gateway_model or DEFAULT_MODEL)]))
 
 
-@routes.get("/v1/models/<path:model>")
+@routes.get("/v1/models/<whatever:model>")
 def get_model(model: str) -> Response:
     relay = Relay.of(current_app)
     identify(relay)
