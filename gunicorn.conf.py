@@ -5,10 +5,10 @@ from typing import Any
 
 # The worker class, what it needs around it, and how long it may take to stop.
 from server.gunicorn_hooks import *  # noqa: F403
-from server.master import Reloads
+from server.gunicorn_hooks import take_charge
 from server.settings import Settings, SettingsError, load, load_or_exit
 from server.telemetry import log_config
-from server.worker import Log, check_before_reload, hurry_on_second_term
+from server.worker import Log
 
 settings = load_or_exit()
 
@@ -36,9 +36,7 @@ def load_again() -> Settings:
 
 def when_ready(arbiter: Any) -> None:
     """As for an app, but that here the settings must say who may ask."""
-    Reloads(arbiter)
-    hurry_on_second_term(arbiter)
-    check_before_reload(arbiter, load_again)
+    take_charge(arbiter, load_again)
 
 
 # A worker whose hub is blocked for so long is killed. Streams do not count: the hub runs on while they wait.

@@ -8,13 +8,14 @@ An app that has one of these hooks of its own calls both: `def post_fork(arbiter
 gunicorn's master reads this: nothing here may import sockets.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .journal.engines import prepare_or_exit
 from .master import Reloads
 from .metrics_folder import clear_slot, keep_slot, make_folder, take_slot
-from .settings import leave, load_for_app, load_or_exit
+from .settings import Settings, leave, load_for_app, load_or_exit
 from .worker import check_before_reload, hurry_on_second_term, look_before_start
 
 __all__ = [
@@ -60,11 +61,18 @@ post_fork = keep_slot
 child_exit = clear_slot
 
 
-def when_ready(arbiter: Any) -> None:
-    """A second TERM ends what runs with `interrupted`, quickly, as INT does at once; HUP looks before it leaps."""
+def take_charge(arbiter: Any, read: Callable[[], Settings]) -> None:
+    """A second TERM ends what runs with `interrupted`, quickly, as INT does at once; HUP looks before it leaps.
+
+    `read` gives the settings that a reload would find.
+    """
     Reloads(arbiter)
     hurry_on_second_term(arbiter)
-    check_before_reload(arbiter, load_for_app)
+    check_before_reload(arbiter, read)
+
+
+def when_ready(arbiter: Any) -> None:
+    take_charge(arbiter, load_for_app)
 
 
 # Each worker loads the app itself: the worker class patches the standard library first, which a preload would precede.

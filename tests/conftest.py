@@ -404,6 +404,19 @@ def relay(shared_relay, sandbox):
     return shared_relay
 
 
+@pytest.fixture(scope="module")
+def shared_lasting_relay(shared_sandbox):
+    relay = RelayServer(shared_sandbox.url, DISCONNECT_GRACE="30", GATEWAY_IDLE_TIMEOUT="60")
+    yield relay
+    relay.stop()
+
+
+@pytest.fixture
+def lasting_relay(shared_lasting_relay, sandbox):
+    """A relay whose answers go on for long without anyone who reads them."""
+    return shared_lasting_relay
+
+
 @pytest.fixture
 def start_relay(sandbox):
     """Starts further relays with settings of their own; ends them after the test."""

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from .certificates import make_certificate
 from .conftest import ROOT, until
 
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
@@ -19,15 +20,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def make_certificate(folder):
-    """For localhost, signed by itself: the files of certificate and key."""
-    files = folder / "relay.crt", folder / "relay.key"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(files[1]), "-out", str(files[0])]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return files
 
 
 def listens(worker):

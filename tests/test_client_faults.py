@@ -10,7 +10,7 @@ import requests
 
 from server.access.keys import make_key
 
-from .conftest import ROOT, RelayServer, question, until
+from .conftest import ROOT, question, until
 from .proxy import Proxy
 from .relay_clients import Asyncio, Chromium, Node, Python
 from .visitor import Visitor
@@ -19,15 +19,8 @@ TOKENS = [f"<{number}é> " for number in range(1, 41)]
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def lasting_relay(shared_sandbox):
-    relay = RelayServer(shared_sandbox.url, DISCONNECT_GRACE="30", GATEWAY_IDLE_TIMEOUT="60")
-    yield relay
-    relay.stop()
-
-
 @pytest.fixture
-def proxy(lasting_relay, sandbox):
+def proxy(lasting_relay):
     proxy = Proxy(lasting_relay.url)
     yield proxy
     proxy.close()

@@ -3,9 +3,9 @@
 import re
 import subprocess
 import sys
-import textwrap
 
 from .conftest import ROOT
+from .documents import blocks
 
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -13,8 +13,7 @@ ADDRESS = "http://127.0.0.1:8000"
 def example(first_words, relay):
     """The README's example that begins with these words, at the relay's address."""
     section = re.search(r"^## Clients\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE).group(1)
-    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", section, re.MULTILINE)
-    found = next(block for block in map(textwrap.dedent, blocks) if block.strip().startswith(first_words))
+    found = next(block.text for block in blocks(section) if block.text.startswith(first_words))
     assert ADDRESS in found
     return found.replace(ADDRESS, relay.url)
 

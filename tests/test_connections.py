@@ -21,6 +21,7 @@ from server.connections import Connections
 from server.dial import Proxy, proxy_for
 from server.settings import SettingsError
 
+from .certificates import make_certificate
 from .conftest import ROOT, until
 
 CHAT = "/api/v2/ai/llm/gateway/chat"
@@ -311,11 +312,7 @@ def test_a_proxy_without_a_tunnel_gets_the_whole_address_and_the_credentials(lis
 @pytest.fixture
 def certificate(tmp_path):
     """For gateway.test, signed by itself: the files of certificate and key."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=gateway.test"
-    names = ["-addext", "subjectAltName=DNS:gateway.test", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return certificate, key
+    return make_certificate(tmp_path, "gateway.test")
 
 
 class TunnelProxy:

@@ -31,16 +31,6 @@ def store(server):
     store.close()
 
 
-@pytest.fixture
-def ann(store):
-    return store.worker("ann")
-
-
-@pytest.fixture
-def bob(store):
-    return store.worker("bob")
-
-
 def calls(journal, turn):
     """Each call of the protocol that needs the store."""
     return [

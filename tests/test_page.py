@@ -13,23 +13,10 @@ from playwright.sync_api import expect
 
 from server.access.keys import make_key
 
-from .conftest import RelayServer, until
+from .conftest import until
 from .proxy import Proxy
 
 LOST = "Failed to load resource"  # what Chromium's console says of a connection that was cut or refused
-
-
-@pytest.fixture(scope="module")
-def shared_lasting_relay(shared_sandbox):
-    relay = RelayServer(shared_sandbox.url, DISCONNECT_GRACE="30", GATEWAY_IDLE_TIMEOUT="60")
-    yield relay
-    relay.stop()
-
-
-@pytest.fixture
-def lasting_relay(shared_lasting_relay, sandbox):
-    """A relay whose answers go on for long without anyone who reads them."""
-    return shared_lasting_relay
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import contextlib
 import select
 import socket
 import ssl
-import subprocess
 import threading
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ import pytest
 
 from server.tls import VARIABLES
 
+from .certificates import make_certificate
 from .conftest import until
 
 NO_BUNDLE = dict.fromkeys(VARIABLES, "")  # whatever the machine's own environment says
@@ -21,11 +21,7 @@ TOKENS = ["eins ", "zwei ", "drei"]
 @pytest.fixture
 def certificate(tmp_path):
     """For localhost, signed by itself: the files of certificate and key."""
-    files = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(files[1]), "-out", str(files[0])]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    return files
+    return make_certificate(tmp_path)
 
 
 @contextlib.contextmanager

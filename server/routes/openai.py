@@ -5,14 +5,15 @@ well; the id is in the header `X-Request-Id`.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 
 from flask import Blueprint, Response, after_this_request, current_app, jsonify, request
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import MethodNotAllowed
-from werkzeug.routing import PathConverter
 
 from .. import sse
+from ..answer import leave
 from ..client import Client
 from ..completion_answer import Chunks, Head, Whole, failure
 from ..completion_request import DEFAULT_MODEL, CompletionRequest, read_completion
@@ -23,7 +24,7 @@ from ..prompt import read_conversation_id
 from ..relay import Relay
 from ..sse import Done, Event, Failure, Retrying
 from .limits import tell
-from .streams import identify, read_body, read_key, uncached
+from .streams import Anything, identify, read_body, read_key, uncached
 
 routes = Blueprint("openai", __name__)
 
@@ -45,11 +46,11 @@ ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
 Batch = list[Event | Retrying]
 
 
-class Whatever(PathConverter):
-    """Text that may hold slashes, and line ends, which Werkzeug's own `path` does not take."""
+class Whatever(Anything):
+    """The same with line ends."""
 
     regex = "(?s:.+?)"
-    part_isolating = False
+    part_isolating = False  # Werkzeug takes it back for each regex of its own without a slash in it
 
 
 @routes.record
@@ -69,18 +70,14 @@ def complete_chat() -> Response:
     # Such a client knows no cursor: it cannot come back to another worker.
     follower = relay.turns.follow(entry, 0, can_return=False)
 
-    def leave() -> None:
-        client.forget()
-        relay.turns.leave(follower)
-
     follower.on_drop = client.hang_up
     client.watch(follower.lose)
     try:
         response = stream(follower, Chunks(head, asked.include_usage)) if asked.stream else whole(follower, Whole(head))
     except BaseException:
-        leave()
+        leave(relay.turns, follower, client)
         raise
-    response.call_on_close(leave)
+    response.call_on_close(partial(leave, relay.turns, follower, client))
     return response
 
 
