@@ -8,9 +8,12 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from ssl import SSLSocket
 from typing import Any
 
 from gevent import get_hub, monkey
+
+from .outlet import Outlet
 
 HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 READ = 1  # libev's EV_READ
@@ -29,12 +32,19 @@ class Client:
 
     def __init__(self, environ: dict[str, Any]) -> None:
         self._socket: socket.socket | None = environ.get("gunicorn.socket")
+        self._is_chunked = environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
         self._watcher: Any = None
         if self._socket is None:
             return
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if self._socket.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+    def outlet(self) -> Outlet | None:
+        """The way for a body whose head gunicorn has sent; None where only gunicorn knows it."""
+        if self._socket is None or isinstance(self._socket, SSLSocket):
+            return None
+        return Outlet(self._socket, is_chunked=self._is_chunked)
 
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Calls `on_gone`, in the hub, when the client hangs up. A half-closed connection counts as hung up:

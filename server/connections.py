@@ -12,17 +12,15 @@ from select import POLLIN
 from time import monotonic
 from urllib.parse import urlsplit
 
-import gevent
 from gevent import monkey
 from geventhttpclient.response import HTTPParseError, HTTPResponse
 from requests.utils import requote_uri
 
 from .dial import Way, head
+from .inlet import Inlet
 
 BLOCK_SIZE = 16 * 1024  # bytes a read
 IDLE_LIFE = 30.0  # seconds; load balancers forget an idle connection after 60 s and more, some without a word
-SLICE = 0.005  # seconds of reading what is there already, until the other greenlets get their turn
-REAL_WAIT = 0.0005  # seconds; a read that took so long has let the other greenlets run
 poll = monkey.get_original("select", "poll")
 
 
@@ -101,8 +99,8 @@ class Answer(HTTPResponse):
         self.ended = False  # whether all of the body has come
         self._sock: socket.socket | None = sock
         self._give_back = give_back
+        self._inlet: Inlet | None = None
         self._dirty = False
-        self._yielded = monotonic()
 
     def ask(self, request: bytes) -> "Answer":
         """Sends the request and waits for the head; without one, the connection is closed."""
@@ -111,6 +109,7 @@ class Answer(HTTPResponse):
             # A server that refuses early answers and closes before it has read all: the answer counts.
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._sock.sendall(request)
+            self._inlet = Inlet(self._sock)
             # An interim answer (1xx; RFC 9110, 15.2) only announces the one that counts.
             while not self.headers_complete or self.status_code < 200:
                 self._receive()
@@ -134,34 +133,30 @@ class Answer(HTTPResponse):
         sock, self._sock = self._sock, None
         if sock is None:
             return
+        inlet, self._inlet = self._inlet, None
+        if inlet is not None:
+            inlet.close()
         if self.ended and not self._dirty and not self.should_close():
             self._give_back(sock)
         else:
             sock.close()
 
     def _receive(self) -> None:
-        if self._sock is None:
+        if self._inlet is None:
             raise ConnectionAbortedError("released")
-        begin = monotonic()
-        if begin - self._yielded > SLICE:
-            gevent.sleep(0)  # recv does not yield while data waits: a fast gateway would have the worker to itself
-            begin = self._yielded = monotonic()
-        data = self._sock.recv(BLOCK_SIZE)
-        end = monotonic()
-        if end - begin > REAL_WAIT:
-            self._yielded = end
+        data = self._inlet.read(BLOCK_SIZE)
         if data:
             self.begun = True
-            self.feed(data)
+            self._parse(data)
         else:
             self._dirty = True
-            self.feed(b"")  # ends a body that has no other end
+            self._parse(b"")  # ends a body that has no other end
             if not self.ended:
                 raise ConnectionResetError("closed before the end")
 
-    def feed(self, data: str | bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         try:
-            super().feed(data)
+            self.feed(data)
         except HTTPParseError:
             if not self.ended:
                 raise

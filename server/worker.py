@@ -103,6 +103,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             log.info("client does not read its answer, dropped")
             raise StopIteration from None  # ends the connection
 
+    def is_already_handled(self, respiter: Any) -> bool:
+        """Called with what the app returns, before it is sent: a stream that comes as it was made writes by itself."""
+        from .stream import Stream  # noqa: PLC0415 - only after the worker has patched the standard library
+
+        if isinstance(respiter, Stream):
+            respiter.go_direct()
+        return bool(super().is_already_handled(respiter))
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Refuses what is no HTTP, in our shape.
 

@@ -57,7 +57,7 @@ class Tail:
         self.ended = type(events[-1]) is Done
         self.retrying = None
         for follower in self.followers:
-            follower.wake()
+            follower.offer(events)
 
     def tell(self, notice: Retrying) -> None:
         """Says something to those who follow now; it is not kept."""
@@ -139,7 +139,9 @@ class Follower:
         self.waiting_since: float | None = None  # monotonic seconds, while there is nothing to take
         self.sending_since: float | None = None  # monotonic seconds, while what was taken is being sent
         self.on_drop: Callable[[], None] | None = None
-        self.wake = bell.ring
+        # Sends at once and without waiting; says whether all is sent. For one whose client keeps up.
+        self.send_now: Callable[[list[Event]], bool] | None = None
+        self._is_idle = False  # whether its greenlet sleeps, with nothing to take or to send
         self._tail = tail
         self._bell = bell
 
@@ -159,6 +161,23 @@ class Follower:
         if events:
             self.cursor = events[-1].id
         return events
+
+    def offer(self, events: list[Event]) -> None:
+        """There are new events. While the client keeps up, they are sent here and now, and no greenlet is woken: that
+        saves a third of a token's cost (`make bench`)."""
+        if not self._is_idle or self.send_now is None or events[0].id <= self.cursor or len(events) > READ_LIMIT:
+            self.wake()
+            return
+        self.cursor = events[-1].id
+        self.waiting_since = time.monotonic()
+        if not self.send_now(events):
+            self.nudge()  # the rest waits for its client, which only the follower's own greenlet may do
+        elif self._tail.ended:
+            self.wake()
+
+    def wake(self) -> None:
+        self._is_idle = False
+        self._bell.ring()
 
     def nudge(self) -> None:
         """Makes the follower's turn come although nothing has happened, for a ping."""
@@ -210,7 +229,9 @@ class Follower:
                 return
             else:
                 self.waiting_since = time.monotonic()
+                self._is_idle = True
                 self._bell.wait()
+                self._is_idle = False
                 self.waiting_since = None
 
     def _take_patiently(self) -> list[Event | Retrying]:

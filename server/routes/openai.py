@@ -4,7 +4,6 @@ Behind it is a turn like any other: journaled, mirrored into the transcript, lim
 well; the id is in the header `X-Request-Id`.
 """
 
-from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 
@@ -12,7 +11,6 @@ from flask import Blueprint, Response, after_this_request, current_app, jsonify,
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import MethodNotAllowed
 
-from .. import sse
 from ..answer import leave
 from ..client import Client
 from ..completion_answer import Chunks, Head, Whole, failure
@@ -22,7 +20,8 @@ from ..journal import Entry
 from ..journal.tail import Follower
 from ..prompt import read_conversation_id
 from ..relay import Relay
-from ..sse import Done, Event, Failure, Retrying
+from ..sse import Done, Failure, Retrying
+from ..stream import Batch, Stream, StreamResponse
 from .limits import tell
 from .streams import Anything, identify, read_body, read_key, uncached
 
@@ -42,8 +41,6 @@ CLIENT_GONE = 499  # nginx's own, for logs
 ELSEWHERE = "/v1/<whatever:rest>"  # in no document: nothing is there
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE")
 ALLOW, EXPOSE = "Access-Control-Allow-Headers", "Access-Control-Expose-Headers"
-
-Batch = list[Event | Retrying]
 
 
 class Whatever(Anything):
@@ -73,7 +70,10 @@ def complete_chat() -> Response:
     follower.on_drop = client.hang_up
     client.watch(follower.lose)
     try:
-        response = stream(follower, Chunks(head, asked.include_usage)) if asked.stream else whole(follower, Whole(head))
+        if asked.stream:
+            response = stream(follower, client, Chunks(head, asked.include_usage))
+        else:
+            response = whole(follower, Whole(head))
     except BaseException:
         leave(relay.turns, follower, client)
         raise
@@ -162,7 +162,7 @@ def tell_id(turn_id: str) -> None:
         return response
 
 
-def stream(follower: Follower, chunks: Chunks) -> Response:
+def stream(follower: Follower, client: Client, chunks: Chunks) -> Response:
     """The status waits for the first event, so that a question that fails has one; but for no longer than a ping."""
     batches = iter(follower)
     first: Batch = []
@@ -170,10 +170,7 @@ def stream(follower: Follower, chunks: Chunks) -> Response:
         if not first or any(type(event) is not Retrying for event in first):
             break
     refuse_without_answer(first)
-    response = Response(pieces(chain([first], batches), chunks), mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-cache, no-transform"
-    response.headers["X-Accel-Buffering"] = "no"
-    return response
+    return StreamResponse(Stream(follower, client, chunks.encode, batches=chain([first], batches)))
 
 
 def refuse_without_answer(batch: Batch) -> None:
@@ -183,12 +180,6 @@ def refuse_without_answer(batch: Batch) -> None:
             raise failure(failed)
         case [Done(status="cancelled")]:
             raise AnswerCancelled
-
-
-def pieces(batches: Iterable[Batch], chunks: Chunks) -> Iterator[bytes]:
-    """The body: what is ready goes out in one piece."""
-    for batch in batches:
-        yield chunks.encode(batch) or sse.PING
 
 
 def whole(follower: Follower, answer: Whole) -> Response:

@@ -1,8 +1,7 @@
 """Ask, and read the answer as Server-Sent Events; come back to it, look at it, cancel it."""
 
 import hashlib
-from collections.abc import Iterator
-from random import random
+from functools import partial
 from typing import Any
 
 import gevent
@@ -12,6 +11,7 @@ from werkzeug.routing import PathConverter
 
 from .. import sse
 from ..access.caller import Caller
+from ..answer import leave
 from ..client import Client
 from ..errors import (
     BadCursor,
@@ -26,6 +26,7 @@ from ..journal.tail import Follower
 from ..prompt import Prompt, read_prompt
 from ..relay import Relay
 from ..sse import Done, Failure, Token
+from ..stream import Stream, StreamResponse
 from ..turns import Key
 from .limits import tell
 
@@ -234,26 +235,11 @@ def uncached(response: Response) -> Response:
 
 def stream_response(relay: Relay, entry: Entry, follower: Follower, head: bytes = b"") -> Response:
     """`head` goes before the events that the follower brings."""
-    response = Response(events(relay, follower, Client(request.environ), head), mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-cache, no-transform"
-    response.headers["X-Accel-Buffering"] = "no"
-    response.headers["X-Stream-Id"] = entry.id
-    response.headers["Access-Control-Expose-Headers"] = "X-Stream-Id"
-    # A response that is closed before its first piece was asked for never runs the generator's `finally`.
-    response.call_on_close(lambda: relay.turns.leave(follower))
-    return response
-
-
-def events(relay: Relay, follower: Follower, client: Client, head: bytes) -> Iterator[bytes]:
-    """The body: what is ready goes out in one piece."""
+    client = Client(request.environ)
     follower.on_drop = client.hang_up
     client.watch(follower.lose)
-    try:
-        yield sse.opening(follower.cursor) + head
-        for batch in follower:
-            yield sse.encode(batch) if batch else sse.PING
-        if follower.dismissed:
-            yield sse.come_back(random)
-    finally:
-        client.forget()
-        relay.turns.leave(follower)
+    response = StreamResponse(Stream(follower, client, sse.encode, sse.opening(follower.cursor) + head))
+    response.headers["X-Stream-Id"] = entry.id
+    response.headers["Access-Control-Expose-Headers"] = "X-Stream-Id"
+    response.call_on_close(partial(leave, relay.turns, follower, client))
+    return response
