@@ -13,8 +13,8 @@ FULL_READS = 4  # reads in a row that leave something behind, until the other gr
 
 
 class Inlet:
-    """Cheaper than gevent's own `recv`, which for each read asks in vain first, makes a waiter, and starts and stops its
-    watch. Here the watch goes on, and the kernel is asked when there is something.
+    """Cheaper than gevent's own `recv`, which for each read asks in vain first, makes a waiter, starts its watch and
+    stops it again. Here the watch goes on, and the kernel is asked when there is something.
     """
 
     def __init__(self, sock: socket.socket) -> None:

@@ -13,7 +13,7 @@ from .tail import Tail
 
 FLUSH_INTERVAL = 0.25  # seconds; the most that kill -9 can lose
 WATCHED_INTERVAL = 0.05  # seconds; while someone on another worker follows the turn
-SLACK = 0.025  # seconds; what is due so soon goes in the same transaction
+SLACK = 0.05  # seconds; what is due so soon goes in the same transaction
 MAX_BATCHES = 500  # a transaction; to pack them takes some ten milliseconds, in which nothing else runs
 STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
 
