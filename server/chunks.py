@@ -57,10 +57,12 @@ class ChunkReader:
         deltas: list[Delta] = []
         try:
             for line in lines:
-                self._read(line, deltas)
-                if self.done:
-                    return deltas
-            check_length(rest)
+                if line:
+                    self._read(line, deltas)
+                    if self.done:
+                        return deltas
+            if rest:
+                check_length(rest)
         except (AnswerMalformed, AnswerFailed, RateLimited) as error:
             raise Broken(deltas, error) from None
         self._rest = rest

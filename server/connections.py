@@ -145,22 +145,18 @@ class Answer(HTTPResponse):
         if self._inlet is None:
             raise ConnectionAbortedError("released")
         data = self._inlet.read(BLOCK_SIZE)
-        if data:
-            self.begun = True
-            self._parse(data)
-        else:
-            self._dirty = True
-            self._parse(b"")  # ends a body that has no other end
-            if not self.ended:
-                raise ConnectionResetError("closed before the end")
-
-    def _parse(self, data: bytes) -> None:
         try:
-            self.feed(data)
+            self.feed(data)  # nothing at all ends a body that has no other end
         except HTTPParseError:
             if not self.ended:
                 raise
             self._dirty = True  # what follows the answer is no answer to anything
+        if data:
+            self.begun = True
+            return
+        self._dirty = True
+        if not self.ended:
+            raise ConnectionResetError("closed before the end")
 
     def _on_message_begin(self) -> None:
         if self.ended:

@@ -233,7 +233,9 @@ class Chat:
             raise TurnTimedOut
         self.silent_since = now
         try:
-            return read_some(response)
+            return response.read_some()
+        except (OSError, HTTPParseError) as error:
+            raise broken_off(error, response) from None
         finally:
             self.silent_since = None
 
@@ -265,7 +267,11 @@ def read_some(response: Answer) -> bytes:
     try:
         return response.read_some()
     except (OSError, HTTPParseError) as error:
-        raise with_correlation(AnswerCut(detail=type(error).__name__), response) from None
+        raise broken_off(error, response) from None
+
+
+def broken_off(error: Exception, response: Answer) -> AnswerCut:
+    return with_correlation(AnswerCut(detail=type(error).__name__), response)
 
 
 def refusal(response: Answer) -> GatewayError:

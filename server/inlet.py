@@ -21,7 +21,7 @@ class Inlet:
         """`sock` is a gevent socket; its timeout is the reader's until `close`."""
         sock.settimeout(0.0)
         self._socket = sock
-        self._is_tls = isinstance(sock, SSLSocket)
+        self._tls = sock if isinstance(sock, SSLSocket) else None
         self._watcher = get_hub().loop.io(sock.fileno(), READ)
         self._reader: Any = None  # the greenlet that waits
         self._full_reads = 0
@@ -40,7 +40,11 @@ class Inlet:
             except SSLWantWriteError:
                 wait_write(self._socket.fileno())
             else:
-                self._full_reads = self._full_reads + 1 if self._leaves_something(data, size) else 0
+                # What TLS has decrypted already makes no socket readable.
+                if len(data) == size or (self._tls is not None and self._tls.pending()):
+                    self._full_reads += 1
+                else:
+                    self._full_reads = 0
                 return data
 
     def close(self) -> None:
@@ -49,10 +53,6 @@ class Inlet:
         self._watcher.close()
         if self._socket.fileno() >= 0:
             self._socket.settimeout(None)
-
-    def _leaves_something(self, data: bytes, size: int) -> bool:
-        # What TLS has decrypted already makes no socket readable.
-        return len(data) == size or (self._is_tls and self._socket.pending() > 0)  # type: ignore[attr-defined]
 
     def _wait(self) -> None:
         self._reader = getcurrent()

@@ -3,12 +3,14 @@
 import socket
 from collections.abc import Callable
 
+CHUNK = b"%x\r\n%b\r\n"  # its length, and itself (RFC 9112, 7.1)
+
 
 class Outlet:
     """`offer` never waits; `send` does. Never both at once."""
 
     def __init__(self, sock: socket.socket, *, is_chunked: bool) -> None:
-        """`sock` is a gevent socket without TLS. Chunks are those of RFC 9112, 7.1."""
+        """`sock` is a gevent socket without TLS."""
         self._socket = sock
         # gevent's `send` with a timeout of its own, 0: what a socket's flags cannot say to it.
         self._send: Callable[[bytes, int, float], int] = sock.send  # type: ignore[assignment]
@@ -22,7 +24,7 @@ class Outlet:
 
     def offer(self, piece: bytes) -> bool:
         """Sends what the kernel takes; False where a rest waits for `send`, which also meets what went wrong."""
-        data = self._framed(piece)
+        data = CHUNK % (len(piece), piece) if self._is_chunked else piece
         try:
             sent = self._send(data, 0, 0.0)
         except OSError:
@@ -32,8 +34,7 @@ class Outlet:
 
     def send(self, piece: bytes) -> None:
         """Sends the rest and then `piece`, if there is any. Raises OSError."""
-        data, self._rest = self._rest + (self._framed(piece) if piece else b""), b""
+        if piece and self._is_chunked:
+            piece = CHUNK % (len(piece), piece)
+        data, self._rest = self._rest + piece, b""
         self._socket.sendall(data)
-
-    def _framed(self, piece: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece

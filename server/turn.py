@@ -60,7 +60,7 @@ class Turn:
         tail: Tail,
         chat: Chat,
         wait_for_lease: Callable[..., None],
-        on_events: Callable[["Turn"], None],
+        on_events: Callable[[Tail], None],
         span: Span,
         content: Content | None = None,
     ) -> None:
@@ -76,7 +76,7 @@ class Turn:
         self.began = time.monotonic()
         self.unfollowed_since: float | None = self.began
         self._entry = entry
-        self._watched_until = self._mirrored_until = 0.0
+        self._watched_until = 0.0
         self._wait_for_lease = wait_for_lease
         self._on_events = on_events
         self._content = content
@@ -104,11 +104,6 @@ class Turn:
     def ended(self) -> bool:
         return self.state in ENDS
 
-    @property
-    def watched(self) -> bool:
-        """Whether someone follows on another worker, be it the transcript, and waits for each flush."""
-        return time.monotonic() < max(self._watched_until, self._mirrored_until)
-
     def start(self, on_end: Callable[["Turn"], None]) -> None:
         self._greenlet = gevent.spawn(self._run, on_end)
 
@@ -122,11 +117,11 @@ class Turn:
     def watch(self) -> None:
         """Someone follows on another worker."""
         self.unfollowed_since = None
-        self._watched_until = time.monotonic() + WATCH_LIFE
+        self._watched_until = self.tail.watched_until = time.monotonic() + WATCH_LIFE
 
     def mirror(self) -> None:
         """The transcript follows on another worker; it is no audience."""
-        self._mirrored_until = time.monotonic() + WATCH_LIFE
+        self.tail.watched_until = time.monotonic() + WATCH_LIFE
 
     def note_audience(self, now: float) -> None:
         """Notes since when no one follows, here or elsewhere."""
@@ -204,8 +199,7 @@ class Turn:
         for delta in deltas:
             if isinstance(delta, Retrying):
                 self.tail.tell(delta)
-                continue
-            if delta.text:
+            elif delta.text:
                 events.append(Token(next_id + len(events), delta.text))
                 self._chars += len(delta.text)
                 texts += 1
@@ -214,15 +208,16 @@ class Turn:
             elif delta.choice:
                 events.append(Extra(next_id + len(events), delta.choice))
                 self._chars += len(delta.choice) // BESIDE
-            self._finish_reason = delta.finish_reason or self._finish_reason
-            self._usage = delta.usage or self._usage
+            else:
+                self._finish_reason = delta.finish_reason or self._finish_reason
+                self._usage = delta.usage or self._usage
         if events:
             if self.state == "starting":
                 self._move("streaming")
             if texts:
                 self._note_texts(texts)
             self.tail.append(events)
-            self._on_events(self)
+            self._on_events(self.tail)
         if self._chars > MAX_ANSWER_CHARS:
             raise AnswerTooLong
 
@@ -238,7 +233,7 @@ class Turn:
             events.append(Failure(self.tail.last_id + 1, error.sentence, error.code))
         events.append(Done(self.tail.last_id + 1 + len(events), status, self._finish_reason, self._usage))
         self.tail.append(events)
-        self._on_events(self)
+        self._on_events(self.tail)
         self._tell_end(status, error)
 
     def _end_as_told(self) -> None:

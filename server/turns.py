@@ -179,7 +179,7 @@ class Turns:
         chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout, span)
         content = Content(entry.id, prompt) if self._settings.log_content else None
         tail = Tail(entry.id, self._journal)
-        turn = Turn(entry, tail, chat, self._courier.wait_for_lease, self._note_events, span, content)
+        turn = Turn(entry, tail, chat, self._courier.wait_for_lease, self._flusher.note, span, content)
         self._running += 1
         self.idle.clear()
         found = None
@@ -382,13 +382,8 @@ class Turns:
             self._hurry(turn)
 
     def _hurry(self, turn: Turn) -> None:
-        turn.tail.is_watched = True
         if not turn.tail.is_kept:
             self._flusher.note(turn.tail, at_once=True)
-
-    def _note_events(self, turn: Turn) -> None:
-        turn.tail.is_watched = turn.watched
-        self._flusher.note(turn.tail)
 
     def _note_end(self, turn: Turn) -> None:
         metrics.turns_running.dec()

@@ -91,6 +91,8 @@ class Courier:
         Does not wait for a store that is out of order, unless `to_end`: another worker, which may still reach it, can
         have ended the turn there, and two ends must not contradict each other. That wait is bounded.
         """
+        if time.monotonic() < self._lease_ends:
+            return
         patience = time.monotonic() + END_PATIENCE
         while (now := time.monotonic()) >= self._lease_ends:
             if self._health.failing and (not to_end or self._journal.shared_fate or now >= patience):

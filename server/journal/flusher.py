@@ -33,7 +33,8 @@ class Flusher:
         """The tail has something new."""
         if tail not in self._waiting:
             self._waiting.add(tail)
-            tail.flush_by = time.monotonic() + interval(tail)
+            now = time.monotonic()
+            tail.flush_by = now + interval(tail, now)
             self._due.set()
         if (at_once or tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._health.failing:
             tail.flush_by = 0.0
@@ -94,7 +95,7 @@ class Flusher:
             if tail.is_kept:
                 self._waiting.discard(tail)
             else:  # more has come meanwhile
-                tail.flush_by = 0.0 if tail.ended else now + interval(tail)
+                tail.flush_by = 0.0 if tail.ended else now + interval(tail, now)
         for turn_id in lost:
             self._on_lost(turn_id)
 
@@ -109,6 +110,6 @@ def gather(tails: list[Tail]) -> tuple[list[Tail], list[Batch]]:
     return tails, batches
 
 
-def interval(tail: Tail) -> float:
+def interval(tail: Tail, now: float) -> float:
     """Seconds that something new may wait."""
-    return WATCHED_INTERVAL if tail.is_watched else FLUSH_INTERVAL
+    return WATCHED_INTERVAL if now < tail.watched_until else FLUSH_INTERVAL

@@ -32,7 +32,7 @@ class Tail:
         self.last_id = last_id
         self.kept_id = last_id
         self.ended = False
-        self.is_watched = False  # whether someone follows on another worker, and waits for each flush
+        self.watched_until = 0.0  # monotonic seconds; someone follows on another worker, and waits for each flush
         self.flush_by = 0.0  # monotonic seconds; for the flusher
         self.retrying: Retrying | None = None
         self.followers: set[Follower] = set()
