@@ -1,47 +1,70 @@
-"""Joins calls that come while one is under way into the next: one transaction for many who wait."""
+"""Runs calls in a thread, and joins those that come while one is under way into the next: one transaction for many."""
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-import gevent
-from gevent.event import AsyncResult
+from gevent import get_hub, monkey
+from gevent.hub import Waiter
 
 A = TypeVar("A")
 R = TypeVar("R")
 
+MAX_GROUP = 200  # calls at once; those of other workers wait for the same lock
+
+start_thread = monkey.get_original("_thread", "start_new_thread")
+make_lock = monkey.get_original("_thread", "allocate_lock")
+
 
 class Group(Generic[A, R]):
-    """Greenlets call one at a time; `run` gets all that wait and returns their results in the same order."""
+    """Greenlets of one thread call; `run` gets all that wait and returns their results in the same order.
+
+    `run` is called in a thread, never twice at a time, and must not raise. gevent's own pool of threads takes a lock, a
+    watcher and a greenlet a call: measured with an empty transaction, 81 µs of CPU against 26 here.
+    """
 
     def __init__(self, run: Callable[[Sequence[A]], Sequence[R]]) -> None:
         self._run = run
-        self._waiting: list[tuple[A, AsyncResult[R]]] = []
-        self._running = False
+        self._waiting: list[tuple[A, Waiter[R]]] = []
+        self._under_way: list[tuple[A, Waiter[R]]] = []  # the thread's, from `_begun` until `_ended`
+        self._results: Sequence[R] = ()
+        self._begun: Any = None  # a lock that the thread waits for
+        self._ended: Any = None  # a watcher that fires in the event loop
 
     def call(self, argument: A) -> R:
-        """Returns this argument's result; raises what `run` raised for the group that it was in."""
-        result: AsyncResult[R] = AsyncResult()
-        self._waiting.append((argument, result))
-        if not self._running:
-            self._running = True
-            # A greenlet of its own: whoever came first may be killed, and the others still get their results.
-            gevent.spawn(self._serve)
-        return result.get()  # type: ignore[no-any-return]  # gevent has no types for it
+        """Returns this argument's result, whoever else is killed meanwhile."""
+        waiter: Waiter[R] = Waiter()
+        self._waiting.append((argument, waiter))
+        if not self._under_way:
+            self._begin()
+        return waiter.get()  # type: ignore[no-any-return]  # gevent has no types for it
 
-    def _serve(self) -> None:
-        try:
-            while self._waiting:
-                group, self._waiting = self._waiting, []
-                self._run_group(group)
-        finally:
-            self._running = False
+    def end(self) -> None:
+        """Ends the thread, once nothing is under way; a later call starts another one."""
+        if self._begun is not None:
+            self._begun.release()
+            self._begun = None
 
-    def _run_group(self, group: Sequence[tuple[A, "AsyncResult[R]"]]) -> None:
-        try:
-            results = self._run([argument for argument, _ in group])
-        except Exception as error:  # noqa: BLE001 - it is raised where the call was made
-            for _, waiting in group:
-                waiting.set_exception(error)
-        else:
-            for (_, waiting), result in zip(group, results, strict=True):
-                waiting.set(result)
+    def _begin(self) -> None:
+        if self._begun is None:
+            self._begun, self._ended = make_lock(), get_hub().loop.async_()
+            self._begun.acquire()
+            start_thread(self._serve, (self._begun, self._ended))
+        self._under_way, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+        self._ended.start(self._deliver)
+        self._begun.release()
+
+    def _serve(self, begun: Any, ended: Any) -> None:
+        """In the thread. It and the greenlets take turns with what they share: no lock is needed."""
+        while begun.acquire() and self._under_way:
+            self._results = self._run([argument for argument, _ in self._under_way])
+            ended.send()
+
+    def _deliver(self) -> None:
+        """In the event loop."""
+        group, results = self._under_way, self._results
+        self._under_way, self._results = [], ()
+        self._ended.stop()
+        if self._waiting:
+            self._begin()
+        for (_, waiter), result in zip(group, results, strict=True):
+            waiter.switch(result)

@@ -1,7 +1,7 @@
 """The journal in one SQLite file that all workers of a machine share.
 
 Calls run in threads: neither a disk that hangs nor another worker's lock stops the event loop. One row a turn and
-flush, not one a token; calls to `begin` that come while a transaction runs go into the next one together. WAL with
+flush, not one a token; what is to be written while a transaction runs goes into the next one together. WAL with
 synchronous=NORMAL survives kill -9 of any process; a power cut can take the last moments.
 """
 
@@ -19,7 +19,6 @@ from ..errors import RelayError
 from ..sse import Event
 from . import LEASE, RUNNING, Batch, Begun, Entry, News, Wish, closing
 from .codec import pack, unpack
-from .group import Group
 from .outbox import Outbox
 from .sqlite_allowance import Refusal, purge_beginnings, refusal, spend
 from .sqlite_file import FAR_LEASE, PURGE_LIMIT, Channel, connect, forget, judges, unavailable
@@ -32,7 +31,6 @@ FAR = 1 << 62  # behind every cursor
 DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
 # The fields of Entry, in order.
 ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended, mirrored"
-Beginning = tuple[Entry, str | None, Allowance]  # with its idempotency key
 MINE = "turns.id = row.column1 AND worker = ? AND status = 'running'"
 ROWS = 32  # that one statement writes; more save nothing
 PLACES = "(?, ?, ?, ?, ?)"  # of a Row
@@ -73,10 +71,11 @@ class SqliteJournal:
         self._version = -1
         self._seen: dict[str, int] = {}  # by turn, the cursor behind which that version holds nothing
         self._woken = False
-        self._beginnings: Group[Beginning, Begun | Refusal] = Group(self._begin_all)
 
     def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
-        found = self._beginnings.call((entry, key, allowance))
+        found = self._writing.write(
+            lambda connection: begin(connection, self._worker, entry, key, allowance, self._clock())
+        )
         if isinstance(found, RelayError):
             raise found
         return found
@@ -169,11 +168,6 @@ class SqliteJournal:
             self._reading.close()
             if self._watching is not None:
                 self._watching.close()
-
-    def _begin_all(self, asked: Sequence[Beginning]) -> list[Begun | Refusal]:
-        return self._writing.write(
-            lambda connection: [begin(connection, self._worker, *one, self._clock()) for one in asked]
-        )
 
     def _data_version(self) -> int:
         """Changes with every transaction of another connection. Takes microseconds: no thread for it."""

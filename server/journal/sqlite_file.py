@@ -2,14 +2,14 @@
 
 import os
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-from gevent.threadpool import ThreadPool
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import StoreUnavailable
 from . import LEASE, RENEW_INTERVAL
+from .group import Group
 
 T = TypeVar("T")
 
@@ -69,45 +69,89 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 
 
+Job = Callable[[sqlite3.Connection], Any]
+
+
+class Task(NamedTuple):
+    """What someone wants of the file; one that writes may go into a transaction with others."""
+
+    job: Job
+    writes: bool
+
+
+class Outcome(NamedTuple):
+    value: Any = None
+    error: Exception | None = None
+
+
 class Channel:
     """One connection, used by one thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._thread = ThreadPool(1)
+        self._tasks: Group[Task, Outcome] = Group(self._do)
         self._connection: sqlite3.Connection | None = None
 
     def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Runs `job`. Raises StoreUnavailable."""
-        return self._run(job)
+        return self._run(Task(job, writes=False))  # type: ignore[no-any-return]  # a task's type is not known
 
     def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs `job` in one transaction. Raises StoreUnavailable, having changed nothing."""
-        return self._run(lambda connection: in_transaction(connection, job))
+        """Runs `job` in one transaction, maybe with others. Raises StoreUnavailable, having changed nothing.
+
+        `job` may run a second time, after the first was undone.
+        """
+        return self._run(Task(job, writes=True))  # type: ignore[no-any-return]
 
     def wipe(self) -> None:
         """Takes what was deleted out of the log file as well; it stays there a while when others read just now."""
-        self._run(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+        self.read(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
 
     def close(self) -> None:
         if self._connection is not None:
-            self._thread.apply(self._connection.close)
-        self._thread.kill()
+            self.read(lambda connection: connection.close())
+            self._connection = None
+        self._tasks.end()
 
-    def _run(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        result, error = self._thread.apply(self._try, (job,))
-        if error is not None:
+    def _run(self, task: Task) -> Any:
+        value, error = self._tasks.call(task)
+        if isinstance(error, sqlite3.Error | OSError):
             raise unavailable(error) from None
-        return result  # type: ignore[no-any-return]  # gevent's pool has no types
+        if error is not None:
+            raise error
+        return value
 
-    def _try(self, job: Callable[[sqlite3.Connection], T]) -> tuple[T | None, Exception | None]:
-        # gevent prints what is raised in a thread: errors come back as values.
+    def _do(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """In the thread."""
         try:
             if self._connection is None:
                 self._connection = connect(self._path)
-            return job(self._connection), None
         except (sqlite3.Error, OSError) as error:
-            return None, error
+            return [Outcome(error=error)] * len(tasks)
+        connection = self._connection
+        if len(tasks) > 1 and all(task.writes for task in tasks):
+            jobs = [task.job for task in tasks]
+            together = outcome(lambda: in_transaction(connection, lambda _: [job(connection) for job in jobs]))
+            if together.error is None:
+                return [Outcome(value) for value in together.value]
+            if is_busy(together.error):  # so it would be for each
+                return [together] * len(tasks)
+        return [
+            outcome(partial(in_transaction, connection, job) if writes else partial(job, connection))
+            for job, writes in tasks
+        ]
+
+
+def outcome(do: Callable[[], Any]) -> Outcome:
+    try:
+        return Outcome(do())
+    except Exception as error:  # noqa: BLE001 - it is raised where the greenlet waits
+        return Outcome(error=error)
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether another worker has not let go of the lock for as long as we wait."""
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def unavailable(error: Exception) -> StoreUnavailable:
@@ -144,7 +188,7 @@ def version_of(connection: sqlite3.Connection) -> int:
 def connect(path: Path) -> sqlite3.Connection:
     if not path.exists():
         prepare(path)
-    # The pool's one thread may be replaced by another: never two at a time.
+    # The one thread may be replaced by another: never two at a time.
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
     # What is deleted is overwritten: who may read the file finds nothing.
