@@ -163,7 +163,7 @@ class Asker:
 
 
 def events_of(answer, pause):
-    """The events with an id that one connection brings (WHATWG HTML, 9.2.6). Raises Troubled after too long a silence."""
+    """The events with an id on one connection (WHATWG HTML, 9.2.6). Raises Troubled after too long a silence."""
     buffer = b""
     while True:
         time.sleep(pause)

@@ -8,8 +8,8 @@ from sandbox.faults import GATEWAY, OAUTH
 from ..schedules import LINK_FAULTS
 from .records import Question, Reader
 
-CONVERSATIONS = 0.7  # begun a second
-FAULTS = 0.7  # a second
+CONVERSATIONS = 1.5  # begun a second
+FAULTS = 1.0  # a second
 HEAVY = ("endless", "flood", "huge_line")  # each once a round at most: they take a core for seconds
 FROM_THE_START = ("stall_before_first", "cut_before_first", "refused")
 MANNERS = {"stays": 4, "returns": 4, "slow": 2, "deaf": 1, "leaves": 1}
