@@ -11,17 +11,17 @@ from .world import RETAIN
 
 CALM = 100.0  # seconds for all to go: an idle link stays a minute
 AHEAD = 2 * RETAIN + 3600  # seconds that the clock jumps for all, and dead workers, to be beyond their retention
-SLACK = {"socket": 3}  # descriptors over the idle level: kept connections of nginx and to the gateway
+SLACK = {"socket": 1, "to Redis": 16, "greenlet": 2}  # over the idle level: kept connections, who answers just now
 TABLES = ("turns", "batches", "wishes", "holders")
 
 
 def leaks(world, idle):
-    """Which followers, turns, links, workers, descriptors or rows stay; `idle` is a fresh worker's descriptors."""
+    """Which followers, turns, links, workers, descriptors, greenlets or rows stay; `idle` is `idle_holdings` before."""
     found = [
         left(lambda: extra_workers(world), "workers"),
         left(lambda: {name: value for name, value in world.gauges().items() if value}, "gauges"),
         left(lambda: open_links(world), "links at the sandbox"),
-        left(lambda: extra_descriptors(world, idle), "descriptors"),
+        left(lambda: extra_holdings(world, idle), "descriptors or greenlets"),
         rows_of_redis(world) if world.redis else rows_of_sqlite(world),
     ]
     return [fault for fault in found if fault]
@@ -53,11 +53,12 @@ def open_links(world):
     return world.sandbox.calls()["transcript"]["open"]
 
 
-def extra_descriptors(world, idle):
+def extra_holdings(world, idle):
     """Over the idle level, by worker."""
+    world.warm_up()
     found = {}
     for worker in world.relay.workers:
-        now = world.descriptors(worker)
+        now = world.holdings(worker)
         over = {kind: count for kind, count in now.items() if count > idle[kind] + SLACK.get(kind, 0)}
         found |= {worker: over} if over else {}
     return found
@@ -96,6 +97,7 @@ def endless_keys(client):
     return found[:5]
 
 
-def idle_descriptors(world):
-    """What a worker has once it was used."""
-    return world.descriptors(world.relay.workers[0])
+def idle_holdings(world):
+    """What a worker has that was used and has nothing to do: the most of each kind that one of them has."""
+    world.warm_up()
+    return world.holdings(world.relay.workers[0]) | world.holdings(world.relay.workers[1])

@@ -57,6 +57,14 @@ class Question:
     is_direct: bool  # the first reader asks at the seed's route
     cancel_after: float | None  # seconds
 
+    def __str__(self) -> str:
+        """Without the prompt."""
+        manners = " and ".join(reader.manner for reader in self.readers)
+        fault = " ".join(f"{name} {value}" for name, value in self.fault.items()) or "no fault"
+        return (
+            f"{self.conversation} no. {self.number}: {self.count} tokens each {self.interval_ms} ms, {fault}, {manners}"
+        )
+
     @property
     def tokens(self) -> list[str]:
         return [token.replace(" ", WIDE_SPACE) for token in tokens_of(self.number, self.count)]
@@ -103,3 +111,6 @@ class Turn:
     readings: tuple[Reading, ...]
     state: dict[str, Any]  # as GET shows it in the end
     meanwhile: frozenset[str]  # kinds of faults that came while it ran
+
+    def __str__(self) -> str:
+        return f"turn {self.id} ({self.question}; meanwhile {', '.join(sorted(self.meanwhile)) or 'nothing'})"

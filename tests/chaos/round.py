@@ -7,12 +7,9 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import requests
-
-from ..conftest import question as body_of
 from ..conftest import until
 from ..schedules import wait_until
-from .audit import CALM, idle_descriptors, leaks
+from .audit import CALM, idle_holdings, leaks
 from .breaker import Breaker, order_all
 from .clients import Asker, Patience, Troubled
 from .judge import leaks_of, of_conversation, violations
@@ -59,7 +56,7 @@ class Round:
         self._read = []  # asker, its futures of readings, began
 
     def run(self):
-        idle = self._warm_up()
+        idle = idle_holdings(self._world)
         order_all(self._world, self._plan.questions)
         begin = time.monotonic()
         talks = defaultdict(list)
@@ -73,19 +70,11 @@ class Round:
             conversations = [future.result() for future in asked]
             self._judge(conversations)
         self._report.faults += self._breaker.counts
+        self._report.faults["recycling"] = self._world.relay.process.output.count("Autorestarting worker")
         self._report.faults.update(f"gateway {q.fault['fault']}" for q in self._plan.questions if q.fault)
         self._report.violations += leaks(self._world, idle)
         secrets = self._world.secrets(question.prompt for question in self._plan.questions)
         self._report.violations += leaks_of(self._world.outputs(), secrets)
-
-    def _warm_up(self):
-        """Asks until each worker has answered; returns what descriptors one has then."""
-        headers = {"Authorization": f"Bearer {self._world.key.key}"}
-        for number in range(8):
-            body = body_of("warm up", f"warm-{number}")
-            url = f"{self._world.relay.url}/stream-llm"
-            requests.post(url, json=body, headers=headers, timeout=30).raise_for_status()
-        return idle_descriptors(self._world)
 
     def _talk(self, questions, begin):
         """Asks a conversation's questions, the next once the last was taken."""
@@ -124,7 +113,7 @@ class Round:
             for turn in turns:
                 self._report.turns[turn.state["status"]] += 1
                 self._report.readers += len(turn.readings)
-                self._report.violations += [f"turn {turn.id} ({turn.question}): {fault}" for fault in violations(turn)]
+                self._report.violations += [f"{turn}: {fault}" for fault in violations(turn)]
             if turns:
                 name = turns[0].question.conversation
                 found = of_conversation(self._world.sandbox.conversation(name), turns)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import ssl
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from server.access.keys import make_key
 from ..conftest import ROOT, RelayServer, Sandbox, TcpRedis, until
 from ..deployed import DeployedNginx
 
-CLOCK = Path(__file__).parent / "clock"
+INSIDE = Path(__file__).parent / "inside"
 DISK = 64  # MB of the store's own
 RETAIN = 900  # seconds; above what the clock jumps in a round
 KINDS = {"socket": "socket", "pipe": "pipe", "anon_inode": "poller"}  # of descriptors
@@ -33,7 +34,7 @@ SETTINGS = {
     "DISCONNECT_GRACE": "15",
     "GATEWAY_IDLE_TIMEOUT": "6",
     "GATEWAY_TIMEOUT": "25",
-    "GUNICORN_CMD_ARGS": "--max-requests 200 --max-requests-jitter 100",
+    "GUNICORN_CMD_ARGS": "--max-requests 100 --max-requests-jitter 100",
 }
 
 
@@ -109,8 +110,8 @@ class World:
                 STORE_URL=self.redis.url if self.redis else f"sqlite:///{self.file}",
                 RELAY_API_KEYS=self.key.entry,
                 ALLOWED_HOSTS="localhost,127.0.0.1",
-                PYTHONPATH=os.pathsep.join([str(CLOCK), str(ROOT)]),
-                CHAOS_CLOCK=str(self.clock.file),
+                PYTHONPATH=os.pathsep.join([str(INSIDE), str(ROOT)]),
+                CHAOS_FOLDER=str(self.folder),
                 **SETTINGS,
             )
             stack.callback(self.relay.stop)
@@ -125,6 +126,23 @@ class World:
     def close(self):
         self._stack.close()
 
+    def warm_up(self):
+        """Each worker answers a question without a transcript: old idle connections to the gateway go then."""
+        for worker in self.relay.workers:
+            others = [other for other in self.relay.workers if other != worker]
+            for other in others:
+                os.kill(other, signal.SIGSTOP)  # else one of them may answer
+            try:
+                until(self._answers, "a worker answers")
+            finally:
+                for other in others:
+                    os.kill(other, signal.SIGCONT)
+
+    def _answers(self):
+        headers = {"Authorization": f"Bearer {self.key.key}"}
+        body = {"messages": [{"role": "user", "content": "count to 1"}]}
+        return requests.post(f"{self.relay.url}/v1/chat/completions", json=body, headers=headers, timeout=30).ok
+
     def gauges(self):
         """The sums over all workers that must come back to 0."""
         text = self.metrics()
@@ -133,13 +151,28 @@ class World:
     def metrics(self):
         return requests.get(f"{self.relay.url}/metrics", timeout=20).text
 
-    def descriptors(self, worker):
-        """How many descriptors a worker has, by kind; files are one kind, whatever their names."""
-        kinds = Counter()
+    def holdings(self, worker):
+        """How many descriptors a worker has, by kind, and greenlets. Files are one kind, whatever their names."""
+        kinds = Counter(greenlet=self._greenlets(worker))
+        to_redis = self._sockets_to_redis(worker)
         for path in Path(f"/proc/{worker}/fd").iterdir():
             with contextlib.suppress(OSError):  # closed meanwhile
-                kinds[KINDS.get(str(path.readlink()).partition(":")[0], "file")] += 1
+                name = str(path.readlink())
+                kinds["to Redis" if name in to_redis else KINDS.get(name.partition(":")[0], "file")] += 1
         return kinds
+
+    def _greenlets(self, worker):
+        counted = self.folder / f"greenlets-{worker}"
+        counted.unlink(missing_ok=True)
+        os.kill(worker, signal.SIGRTMIN)
+        until(counted.exists, "the worker counts")
+        return int(counted.read_text())
+
+    def _sockets_to_redis(self, worker):
+        """As their links read: `socket:[INODE]`."""
+        port = f":{self.redis.port:04X}" if self.redis else "none"
+        lines = [line.split() for line in Path(f"/proc/{worker}/net/tcp").read_text().splitlines()]
+        return {f"socket:[{fields[9]}]" for fields in lines if fields[2].endswith(port)}
 
     def outputs(self):
         """All that any process wrote, by name."""
