@@ -1,6 +1,6 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench lock clean
+.PHONY: help run test lint bench chaos lock clean
 PYTEST_ARGS ?= -n 4
 
 help:  ## list the commands
@@ -23,6 +23,9 @@ bench: .venv/.test  ## measure: the figures that the README claims
 	@.venv/bin/python -m bench.stores
 	@echo
 	@.venv/bin/python -m bench.transcript
+
+chaos: .venv/.test  ## break what can break, at random; CHAOS_ARGS="--seconds 3600 --seed 1 --store redis"
+	@.venv/bin/python -m tests.chaos $(CHAOS_ARGS)
 
 # For every Python and system that the server runs on, with the hashes of all files of a release.
 LOCK = .venv/bin/uv pip compile -q --no-config --universal --python-version 3.11 --generate-hashes \

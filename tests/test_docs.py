@@ -33,6 +33,7 @@ HOST = "changes a host of its own: looked at for its syntax, and for the files t
 PROVED = {
     r"make run": "test_cli::test_run_serves_with_the_sandbox_and_leaves_no_process",
     r"make (test|lint)": CI,
+    r"make chaos": "test_chaos::test_whatever_breaks_every_promise_is_kept",
     r"\.venv/bin/gunicorn -c gunicorn\.conf\.py": "conftest::RelayServer",
     r"(\.venv/bin/)?python -m sandbox --port \d+": "conftest::Sandbox",
     r"(python -m )?pip install -r [\w./-]+": "test_requirements::test_what_is_asked_for_is_what_is_pinned",

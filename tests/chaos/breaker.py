@@ -1,0 +1,116 @@
+"""Carries out a plan's faults, each at its time, and remembers when they were at work."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import requests
+
+from ..conftest import until
+from ..schedules import break_worker, wait_until
+from .records import Question
+
+AFTERMATH = {"outage": 4.0, "login": 15.0, "expiry": 2.0}  # seconds for which a fault still explains what fails
+
+
+class Breaker:
+    def __init__(self, world, dice):
+        self.counts = Counter()
+        self._world = world
+        self._dice = dice
+        self._at_work = []  # kind, begin and end of each
+        self._store = threading.Lock()  # one fault of the store at a time
+
+    def run(self, faults, begin):
+        """Returns when all is over."""
+        with ThreadPoolExecutor(16) as pool:
+            done = [pool.submit(self._strike, fault, begin + fault.at) for fault in faults]
+        for future in done:
+            future.result()
+
+    def meanwhile(self, began, ended):
+        """Kinds of faults that were at work between two moments (monotonic)."""
+        spans = [(kind, start, end + AFTERMATH.get(kind, 0.5)) for kind, start, end in list(self._at_work)]
+        return frozenset(kind for kind, start, end in spans if start <= ended and began <= end)
+
+    def _strike(self, fault, at):
+        wait_until(at)
+        kind = fault.kind
+        if kind == "redis restart" and not self._world.redis:
+            kind = "store"
+        span = [kind, time.monotonic(), float("inf")]
+        self._at_work.append(span)
+        try:
+            name = self._carry_out(kind, fault.details)
+            self.counts[name or kind] += 1
+        finally:
+            span[2] = time.monotonic()
+
+    def _carry_out(self, kind, details):
+        """What to count it as, where that is not its kind."""
+        world = self._world
+        match kind:
+            case "link" | "login":
+                place = "transcript" if kind == "link" else "oauth"
+                self._order(lambda: world.sandbox.fault(place, **details))
+                return f"{place} {details['fault']}"
+            case "expiry":
+                self._order(world.sandbox.expire_tokens)
+            case "outage":
+                self._order(lambda: world.sandbox.fault("gateway", "refused", seconds=details))
+                time.sleep(details)
+            case "kill" | "hup" | "stop" | "term":
+                break_worker(world.relay, kind, self._dice)
+            case "clock":
+                world.clock.set(details)
+            case "proxy reload":
+                world.nginx.reload()
+            case _:
+                with self._store:
+                    self._break_store(kind, details)
+        return None
+
+    def _order(self, give):
+        """Until the sandbox takes it: it may be in an outage."""
+
+        def is_given():
+            with contextlib.suppress(requests.RequestException):
+                give()
+                return True
+
+        until(is_given, "the sandbox takes an order", 60)
+
+    def _break_store(self, kind, seconds):
+        world = self._world
+        if kind == "disk full":
+            world.disk.fill(world.pids())
+            time.sleep(seconds)
+            world.disk.free()
+            if world.redis and world.redis.process.poll() is not None:  # it ends when it cannot write
+                world.redis.start()
+        elif kind == "redis restart":
+            world.redis.stop()
+            time.sleep(seconds)
+            world.redis.start()
+        elif world.redis:
+            os.kill(world.redis.process.pid, signal.SIGSTOP)
+            time.sleep(seconds)
+            os.kill(world.redis.process.pid, signal.SIGCONT)
+        else:
+            with contextlib.closing(sqlite3.connect(world.file, isolation_level=None, timeout=30)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                time.sleep(seconds)
+                connection.execute("ROLLBACK")
+
+
+def order_all(world, questions: list[Question]):
+    """The answers, and the faults that each question itself meets, before anything breaks."""
+    for question in questions:
+        world.sandbox.script(question.prompt, question.tokens, interval_ms=question.interval_ms)
+        if question.fault:
+            world.sandbox.fault("gateway", prompt=question.prompt, **question.fault)
