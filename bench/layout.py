@@ -29,6 +29,8 @@ TENDS = 2.0  # a second, of a worker, after all the others: RENEW_INTERVAL and F
 IDLE_LINK = 60.0  # seconds that a link to the transcript stays after its text
 LINK_PINGS = 1 / 20  # a second, of a link without text
 PORTS = 28_232  # of one address towards one other: net.ipv4.ip_local_port_range as Linux has it
+NODES = 2  # of Redis in a cell: one, and its replica
+NODE_CORES = 2  # of each: it uses one, and one for what writes its file
 CORES_BESIDE = 1  # of a machine, for the kernel's network and all else
 TCP_BYTES = 66  # Ethernet, IPv4 and TCP with time stamps, of each segment; as much again for half an acknowledgement
 TLS_BYTES = 22  # of a record of TLS 1.3 (RFC 8446, 5.2)
@@ -143,16 +145,20 @@ class Layout(NamedTuple):
     @property
     def nodes(self) -> int:
         """Of Redis: each has a replica."""
-        return 2 * self.cells
+        return NODES * self.cells
 
     @property
     def max_turns(self) -> int:
         """MAX_TURNS of a worker."""
         return math.floor(self.streams_per_worker * FULL_SHARE / self.worker_cores)
 
+    @property
+    def cell_streams(self) -> float:
+        return self.streams_per_worker * self.workers_per_machine * self.machines_per_cell
+
     def redis_machines(self, machine: Machine) -> int:
-        """Machines for the nodes: two cores each, one for what writes the file."""
-        each = min(machine.cores // 2, math.floor(machine.memory_gb / self.redis_gb))
+        """Machines for the nodes."""
+        each = min(machine.cores // NODE_CORES, math.floor(machine.memory_gb / self.redis_gb))
         return math.ceil(self.nodes / each)
 
 
@@ -163,7 +169,7 @@ def sample(load: Load, plan: Layout, part: float) -> tuple[Load, Layout]:
 
 
 class CannotCarry(Exception):
-    """One machine of this kind is more than a Redis can serve, or less than a worker needs."""
+    """What fills one worker is more than a Redis can serve, or more than a machine of this kind is."""
 
 
 def store_of(load: Load, workers: int, costs: UnitCosts) -> Store:
@@ -198,30 +204,37 @@ def store_of(load: Load, workers: int, costs: UnitCosts) -> Store:
 
 
 def layout(load: Load, costs: UnitCosts, machine: Machine) -> Layout:
-    """The fewest cells, and in them the fewest machines, that carry `load`. Raises CannotCarry."""
-    streams_per_worker = WORKER_SHARE * 1e6 / (costs.relay_token_us * load.tokens_per_second)
-    workers = workers_of(streams_per_worker, load, costs, machine)
-    of_machine = workers * streams_per_worker
-    most = most_carried(workers, of_machine, load, costs, machine)
-    wanted = math.ceil(load.streams / of_machine)  # machines' loads
-    cells = math.ceil(wanted / most)
-    return described(cells, machines_for(math.ceil(wanted / cells)), workers, load, costs)
+    """The cells and machines that carry `load` with the least hardware. Raises CannotCarry."""
+    streams = WORKER_SHARE * 1e6 / (costs.relay_token_us * load.tokens_per_second)  # that fill a worker's share
+    workers = workers_of(streams, load, costs, machine)
+    wanted = math.ceil(load.streams / streams)
+    most = most_carried(workers, streams, load, costs, machine)
+
+    def cost(carried: int) -> tuple[float, int]:
+        cells = math.ceil(wanted / carried)
+        return cells * (machines_for(carried, workers) + NODES * NODE_CORES / machine.cores), cells
+
+    best = min(range(1, most + 1), key=cost)
+    plan = described(math.ceil(wanted / best), machines_for(best, workers), workers, load, costs)
+    left = machine.cores - CORES_BESIDE - workers
+    return plan._replace(nginx_cores=left, nginx_share=plan.nginx_share * plan.nginx_cores / left)
 
 
-def machines_for(carried: int) -> int:
-    """How many carry what fills so many: more, where what one leaves would be too much for the others."""
-    return max(carried, 1 + math.ceil(carried * WORKER_SHARE / LOSS_SHARE))
+def machines_for(carried: int, workers: int) -> int:
+    """How many machines of so many workers carry what fills `carried` workers, and what one leaves to the others."""
+    filled = carried / workers
+    return max(math.ceil(filled), 1 + math.ceil(filled * WORKER_SHARE / LOSS_SHARE))
 
 
 def most_carried(workers: int, streams: float, load: Load, costs: UnitCosts, machine: Machine) -> int:
-    """How many machines' loads, each so many workers' and streams, the Redis of a cell serves."""
+    """How many workers that are filled with so many streams the Redis of a cell serves."""
 
     def fits(carried: int) -> bool:
-        store = store_of(load.part(carried * streams), machines_for(carried) * workers, costs)
+        store = store_of(load.part(carried * streams), machines_for(carried, workers) * workers, costs)
         return store.cores <= REDIS_SHARE and store.memory_gb <= REDIS_MEMORY_SHARE * machine.memory_gb
 
     if not fits(1):
-        raise CannotCarry("a Redis cannot serve one machine: take smaller ones, or keep answers for a shorter time")
+        raise CannotCarry("a Redis cannot serve one worker: keep answers for a shorter time")
     return next(carried for carried in itertools.count(1) if not fits(carried + 1))
 
 

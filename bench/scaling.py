@@ -7,7 +7,9 @@ the relay's workers are other programs' figures, with the command that gives the
 
 import argparse
 import json
+import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from .layout import (
     PORTS,
     REDIS_MEMORY_SHARE,
     REDIS_SHARE,
+    TENDS,
     WORKER_SHARE,
     CannotCarry,
     Layout,
@@ -33,7 +36,7 @@ from .layout import (
     store_of,
 )
 from .program import markdown
-from .redis_cost import Driven
+from .redis_cost import BATCH, CURSORS, Driven
 from .servers import ROOT
 from .simulation import Peaks, Simulation, Waits, redis_waits
 
@@ -52,12 +55,14 @@ DRIVEN = (  # streams, workers, and the parts that are followed and mirrored els
     (1000, 8, 0.02, 0.1),
     (1000, 4, 0.05, 0.2),
 )
+ROUNDS = 3  # of measuring Redis; each cost is the median
 DRIVE_SECONDS = 5.0
 SCENARIOS = {  # the parts that are followed and mirrored elsewhere
     "nobody elsewhere": (0.0, 0.0),
     "2 % and 10 %": (0.02, 0.1),
     "5 % and 20 %": (0.05, 0.2),
     "10 % and 30 %": (0.1, 0.3),
+    "all and 0 %": (1.0, 0.0),
 }
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 MEASURED = {
@@ -107,7 +112,8 @@ def measured(table: Table) -> Table:
     print("nginx", flush=True)
     found = {f"nginx_{name}": value for name, value in nginx_cost.measure()._asdict().items()}
     print("redis-server", flush=True)
-    found |= {f"redis_{name}": value for name, value in redis_cost.measure(GOAL)._asdict().items()}
+    rounds = [redis_cost.measure(GOAL)._asdict() for _ in range(ROUNDS)]
+    found |= {f"redis_{name}": statistics.median(each[name] for each in rounds) for name in rounds[0]}
     kept = [row for row in table.rows if row["name"] not in MEASURED]
     rows = [
         {"name": name, "value": float(f"{found[name]:.3g}"), "unit": unit, "what": what, "from": COMMAND}
@@ -121,6 +127,27 @@ def costs_table(table: Table) -> str:
     return markdown(["cost", "measured by"], rows)
 
 
+def capacity_table(costs: UnitCosts, workers: int) -> str:
+    """What a core does that does nothing else, all of it used; batches and looks without anything else."""
+    batch = costs.redis_append_us + costs.redis_trip_us / BATCH
+    look = costs.redis_look_us + CURSORS * costs.redis_cursor_us
+    turn = costs.redis_begin_us + costs.redis_claim_us + costs.redis_end_us
+    whole = store_of(GOAL._replace(streams=1000, followed_elsewhere=0.0, mirrored_elsewhere=0.0), 5, costs).cores / 1000
+    of_stream = GOAL.tokens_per_second / 1e6
+    rows = [
+        ["a worker", f"{1 / (costs.relay_token_us * of_stream):,.0f} streams"],
+        ["nginx", f"{1 / (costs.nginx_token_us * of_stream):,.0f} streams"],
+        ["Redis: all that streams without followers elsewhere need", f"{1 / whole:,.0f} streams"],
+        ["Redis: `XADD` in its script, alone", f"{1e6 / batch:,.0f} batches a second of 5 tokens"],
+        ["Redis: `XREAD` of one turn, alone", f"{1e6 / costs.redis_look_us:,.0f} a second"],
+        [f"Redis: `XREAD` of {CURSORS} turns", f"{1e6 / look:,.0f} a second"],
+        ["Redis: turns begun, claimed and ended", f"{1e6 / turn:,.0f} a second"],
+    ]
+    tend = TENDS * workers**2 * costs.redis_tend_us / 1e6
+    rows.append([f"Redis: {workers:,} workers that look after one another", f"needs {tend:,.0f} cores"])
+    return markdown(["a core carries"], rows)
+
+
 def layout_table(plans: Mapping[str, Layout | None]) -> str:
     """A column a plan; empty for what no such machine can do."""
     figures = {
@@ -129,7 +156,7 @@ def layout_table(plans: Mapping[str, Layout | None]) -> str:
         "workers of a machine, cores of nginx": lambda plan: f"{plan.workers_per_machine}, {plan.nginx_cores}",
         "streams of a worker": lambda plan: f"{plan.streams_per_worker:.0f}",
         "MAX_TURNS": lambda plan: f"{plan.max_turns}",
-        "streams of a cell": lambda plan: f"{streams_of_cell(plan):,.0f}",
+        "streams of a cell": lambda plan: f"{plan.cell_streams:,.0f}",
         "its Redis: core": lambda plan: f"{plan.store.cores:.0%}",
         "its Redis: batches a second": lambda plan: f"{plan.store.appends:,.0f}",
         "its Redis: looks a second": lambda plan: f"{plan.store.looks:,.0f}",
@@ -144,16 +171,27 @@ def layout_table(plans: Mapping[str, Layout | None]) -> str:
         "**workers in all**": lambda plan: f"**{plan.workers:,}**",
         f"**machines of {MACHINE.cores} cores in all**": lambda plan: f"**{plan.machines:,}**",
         "**Redis in all, a replica each**": lambda plan: f"**{plan.nodes:,}**",
+        "**machines for them**": lambda plan: f"**{plan.redis_machines(MACHINE):,}**",
+        "addresses towards the transcript, behind a NAT": lambda plan: f"{nat_addresses(plan):,}",
         "all machines: network": lambda plan: f"{plan.machine_gbit * plan.machines:,.0f} Gbit/s",
     }
-    rows = [
-        [name, *("" if plan is None else figure(plan) for plan in plans.values())] for name, figure in figures.items()
-    ]
+    rows = [[name, *("" if plan is None else of(plan) for plan in plans.values())] for name, of in figures.items()]
     return markdown(list(plans), rows)
 
 
-def streams_of_cell(plan: Layout) -> float:
-    return plan.streams_per_worker * plan.workers_per_machine * plan.machines_per_cell
+def nat_addresses(plan: Layout) -> int:
+    """That all links to one address of Genesys Cloud need, where a NAT stands between."""
+    return math.ceil(plan.links_per_machine * plan.machines / (PORT_SHARE * PORTS))
+
+
+def failures_table(plan: Layout) -> str:
+    """How much of the whole stands on one of each."""
+    machine = plan.cell_streams / plan.machines_per_cell
+    parts = {"a worker": plan.streams_per_worker, "a machine": machine, "a cell": plan.cell_streams}
+    return markdown(
+        ["streams", "of all"],
+        [[name, f"{streams:,.0f}", f"{streams / GOAL.streams:.2%}"] for name, streams in parts.items()],
+    )
 
 
 def plan_of(load: Load, costs: UnitCosts) -> Layout | None:
@@ -187,9 +225,10 @@ def simulation_table(plan: Layout, load: Load, peaks: Peaks, waits: Waits) -> st
         ],
     ]
     told = (
-        f"{peaks.asked:,} questions; {peaks.cut:,} answers cut by the worker that was killed and the machine that "
-        f"was lost; {peaks.refused:,} refused at MAX_TURNS. A round trip to a cell's Redis, all of its workers' batches "
-        f"and looks in one queue, takes {waits.p50:.2f} ms (p50), {waits.p99:.2f} ms (p99) there, at {waits.busy:.0%} busy."
+        f"{peaks.asked:,} questions; {peaks.cut:,} answers cut by the worker that was killed and the machine that was "
+        f"lost; {peaks.refused:,} refused at MAX_TURNS, to come back. The Redis of a full cell, with the batches and "
+        f"looks of all its workers in one queue, is busy for {waits.busy:.0%} of the time; a round trip takes "
+        f"{waits.p50:.2f} ms there (p50), {waits.p99:.2f} ms (p99)."
     )
     return f"{markdown(['counted on', 'there is', 'peak'], rows)}\n\n{told}"
 
@@ -238,6 +277,8 @@ def arithmetic(table: Table, simulated: float = SIMULATED) -> dict[str, str]:
     waits = redis_waits(goal, GOAL, costs, WAITING, SEED)
     return {
         "costs": f"{table.machine}; the rows of other commands are those programs' figures.\n\n{costs_table(table)}",
+        "core": capacity_table(costs, goal.workers),
+        "failures": failures_table(goal),
         "shares": shares(),
         "layout": layout_table({name: plan_of(load, costs) for name, load in scenarios.items()}),
         "sizes": layout_table({f"{size:,}": plan_of(GOAL._replace(streams=size), costs) for size in SIZES}),

@@ -57,7 +57,7 @@ class Peaks(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Worker:
     machine: "Node"
-    running: "set[Stream]" = field(default_factory=set)
+    running: "dict[Stream, None]" = field(default_factory=dict)  # a set in order: a seed gives the same each time
     tokens_per_second: float = 0.0
     begun: int = 0  # in this second
     is_up: bool = True
@@ -208,7 +208,7 @@ class Simulation:
         followed = load.followed_elsewhere
         elsewhere = "watched" if draw < followed else "mirrored" if draw < followed + load.mirrored_elsewhere else ""
         stream = Stream(worker, pace, elsewhere, self._costs.redis_turn_bytes * tokens / load.tokens)
-        worker.running.add(stream)
+        worker.running[stream] = None
         worker.begun += 1
         worker.machine.links += 1
         cell.begun += 1
@@ -231,7 +231,7 @@ class Simulation:
         if stream not in stream.worker.running:
             return  # it was cut
         self._speak(stream, -1)
-        stream.worker.running.discard(stream)
+        stream.worker.running.pop(stream)
         cell, node = stream.worker.machine.cell, stream.worker.machine
         cell.ended += 1
         self._count_in(stream, -1)
