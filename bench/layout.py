@@ -67,7 +67,7 @@ class Load(NamedTuple):
 
     @property
     def links(self) -> float:
-        """To the transcript, at most: each turn in a conversation of its own, whose link stays for a while."""
+        """To the transcript, where there is room: each turn in a conversation of its own, whose link stays a while."""
         return self.streams + self.turns_per_second * IDLE_LINK
 
     def part(self, streams: float) -> "Load":
@@ -125,6 +125,7 @@ class Layout(NamedTuple):
     workers_per_machine: int
     nginx_cores: int  # of a machine
     streams_per_worker: float
+    max_turns: int  # MAX_TURNS of a worker; it holds no more links than that
     store: Store  # of a cell
     redis_gb: float  # that a Redis needs: its data, its share observed
     worker_cores: float  # of a core, that a worker uses
@@ -146,11 +147,6 @@ class Layout(NamedTuple):
     def nodes(self) -> int:
         """Of Redis: each has a replica."""
         return NODES * self.cells
-
-    @property
-    def max_turns(self) -> int:
-        """MAX_TURNS of a worker."""
-        return math.floor(self.streams_per_worker * FULL_SHARE / self.worker_cores)
 
     @property
     def cell_streams(self) -> float:
@@ -258,7 +254,8 @@ def described(cells: int, machines: int, workers: int, load: Load, costs: UnitCo
     """What each of so many carries; `machines` are of a cell, `workers` of a machine."""
     cell = load.part(load.streams / cells)
     streams = load.streams / cells / machines  # of a machine
-    links = load.links / cells / machines
+    max_turns = math.floor(FULL_SHARE * 1e6 / (costs.relay_token_us * load.tokens_per_second))
+    links = max(streams, min(load.links / cells / machines, max_turns * workers))
     tokens = streams * load.tokens_per_second  # a second
     store = store_of(cell, machines * workers, costs)
     nginx = tokens * costs.nginx_token_us / 1e6
@@ -275,6 +272,7 @@ def described(cells: int, machines: int, workers: int, load: Load, costs: UnitCo
         workers_per_machine=workers,
         nginx_cores=nginx_cores,
         streams_per_worker=streams / workers,
+        max_turns=max_turns,
         store=store,
         redis_gb=store.memory_gb / REDIS_MEMORY_SHARE,
         worker_cores=tokens / workers * costs.relay_token_us / 1e6,

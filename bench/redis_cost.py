@@ -28,10 +28,9 @@ from . import servers
 from .layout import Load
 from .servers import Server
 
-TURNS = 500  # that are begun, kept and ended to learn what that costs
+TURNS = 500  # that are begun, kept and ended to learn what that costs; as many looks and empty round trips
 BATCH = 25  # scripts of a round trip: what is due within SLACK in a worker of some 250 streams
 WORKERS = 32  # that look after one another, to learn what each costs the others
-LOOKS = 500  # for news, to learn what one costs
 PAUSE = 0.001  # seconds between two round trips: a Redis that is never idle is cheaper than one that is woken each time
 CURSORS = 64  # of the turns that such a look asks for, beside a look for one
 RETAIN = 3600.0  # seconds; longer than any measurement
@@ -122,7 +121,7 @@ def measure(load: Load, turns: int = TURNS) -> RedisCosts:
 
         overhead = 0.0
         overhead = spent(lambda: 1)[1]  # of looking itself
-        trip = spent(lambda: ping(client))[0]
+        trip = spent(lambda: ping(client, turns))[0]
         steps = Steps(journal, others, load, turns)
         for step in (steps.renew, steps.warm_up):
             step()
@@ -222,19 +221,19 @@ class Steps:
         """For news of so many turns, one of which has some; the news lie there already."""
         behind = {turn.id: self._at for turn in self._turns[:cursors]}
         behind[self._turns[0].id] -= self._each
-        for _ in range(LOOKS):
+        for _ in range(len(self._turns)):
             self._journal.news(behind, 1.0)
             time.sleep(PAUSE)
-        return LOOKS
+        return len(self._turns)
 
     def tend(self) -> int:
         """A worker's look after all the others, those that run turns and those that hold conversations."""
         self.renew()
-        for _ in range(LOOKS):
+        for _ in range(len(self._turns)):
             self._journal.interrupt_orphans()
             self._journal.outbox.unheld(1)
             time.sleep(PAUSE)
-        return LOOKS
+        return len(self._turns)
 
     def end(self) -> int:
         for part in parts(self._turns):
@@ -244,11 +243,11 @@ class Steps:
         return len(self._turns)
 
 
-def ping(client: "redis.Redis[Any]") -> int:
-    for _ in range(LOOKS):
+def ping(client: "redis.Redis[Any]", count: int) -> int:
+    for _ in range(count):
         client.ping()
         time.sleep(PAUSE)
-    return LOOKS
+    return count
 
 
 def parts(turns: list[Entry]) -> Iterator[list[Entry]]:

@@ -303,7 +303,7 @@ class Simulation:
         nginx = tokens * costs.nginx_token_us / 1e6
         self._note("nginx_cores", nginx)
         self._note("machine_cores", (tokens * costs.relay_token_us / 1e6 + nginx) / self._machine.cores)
-        self._note("links", node.links)
+        self._note("links", min(node.links, self._max_turns * len([*node.workers, *node.old])))
         wire = TOKEN_BYTES + CHUNK_BYTES + MESSAGE_BYTES + 3 * SEGMENT_BYTES
         self._note("machine_gbit", tokens * wire * 8 / 1e9)
 
