@@ -263,27 +263,31 @@ def drive_all(seconds: float = DRIVE_SECONDS) -> list[tuple[Load, int, Driven]]:
     return found
 
 
-def arithmetic(table: Table, simulated: float = SIMULATED) -> dict[str, str]:
+def arithmetic(table: Table) -> dict[str, str]:
     """The document's parts that follow from the table alone, by their names there."""
     costs = table.costs
+    goal = layout(GOAL, costs, MACHINE)
     scenarios = {
         name: GOAL._replace(followed_elsewhere=followed, mirrored_elsewhere=mirrored)
         for name, (followed, mirrored) in SCENARIOS.items()
     }
-    goal = layout(GOAL, costs, MACHINE)
-    kept = GOAL._replace(retain=RETAIN_SIMULATED)
-    load, plan = sample(kept, layout(kept, costs, MACHINE), PART)
-    peaks = Simulation(load, plan, costs, MACHINE, SEED).run(simulated)
-    waits = redis_waits(goal, GOAL, costs, WAITING, SEED)
     return {
         "costs": f"{table.machine}; the rows of other commands are those programs' figures.\n\n{costs_table(table)}",
         "core": capacity_table(costs, goal.workers),
-        "failures": failures_table(goal),
         "shares": shares(),
         "layout": layout_table({name: plan_of(load, costs) for name, load in scenarios.items()}),
         "sizes": layout_table({f"{size:,}": plan_of(GOAL._replace(streams=size), costs) for size in SIZES}),
-        "simulation": simulation_table(plan, load, peaks, waits),
+        "failures": failures_table(goal),
     }
+
+
+def simulated(costs: UnitCosts) -> str:
+    """The table of a simulation of PART of the goal; some seconds of work."""
+    kept = GOAL._replace(retain=RETAIN_SIMULATED)
+    load, plan = sample(kept, layout(kept, costs, MACHINE), PART)
+    peaks = Simulation(load, plan, costs, MACHINE, SEED).run(SIMULATED)
+    waits = redis_waits(layout(GOAL, costs, MACHINE), GOAL, costs, WAITING, SEED)
+    return simulation_table(plan, load, peaks, waits)
 
 
 def shares() -> str:
@@ -321,7 +325,7 @@ def main() -> None:
         table = measured(table)
         checks = drive_all()
         parts["check"] = f"{table.machine}\n\n{check_table(checks, table.costs)}"
-    parts |= arithmetic(table)
+    parts |= arithmetic(table) | {"simulation": simulated(table.costs)}
     for part in parts.values():
         print(f"\n{part}")
     if not options.keep:

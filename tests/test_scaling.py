@@ -57,6 +57,7 @@ def planned(load, machine=MACHINE):
 def test_the_document_says_what_its_table_of_costs_comes_to():
     text = scaling.DOCUMENT.read_text()
     parts = scaling.arithmetic(scaling.read_table())
+    assert "<!-- simulation: " in text
     assert scaling.with_parts(text, parts) == text, "run python -m bench.scaling --as-written"
 
 
