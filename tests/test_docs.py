@@ -37,6 +37,7 @@ PROVED = {
     r"\.venv/bin/gunicorn -c gunicorn\.conf\.py": "conftest::RelayServer",
     r"(\.venv/bin/)?python -m sandbox --port \d+": "conftest::Sandbox",
     r"(python -m )?pip install -r [\w./-]+": "test_requirements::test_what_is_asked_for_is_what_is_pinned",
+    r"\.venv/bin/python -m bench\.scaling": "test_scaling::test_the_document_says_what_its_table_of_costs_comes_to",
     r"pip-audit ": "asks a service; the versions are checked where it is run",
     r"pip install \.\./\.\.": "test_package::test_all_of_the_server_is_in_the_package_and_nothing_else",
     r"export |python models\.py|gunicorn$": "test_shop::test_a_deploy_in_mid_stream_loses_nothing",
