@@ -184,7 +184,8 @@ class Relay:
 def trace_of_request() -> tracing.TraceContext | None:
     if not has_request_context():
         return None
-    return tracing.read(request.headers.get("traceparent"), request.headers.get("tracestate"))
+    environ = request.environ
+    return tracing.read(environ.get("HTTP_TRACEPARENT"), environ.get("HTTP_TRACESTATE"))
 
 
 def make_credentials(settings: Settings) -> Credentials | None:

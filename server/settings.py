@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, Self, get_args
@@ -362,12 +363,9 @@ class Settings(BaseSettings):
     def hosts(self) -> tuple[str, ...] | None:
         """The names that requests may have in Host; None: any."""
         # In an app of someone's own BIND says nothing, and its cookies are bound to its names.
-        if "*" in self.allowed_hosts or (self.access == "app" and not self.allowed_hosts):
+        if self.access == "app" and not self.allowed_hosts:
             return None
-        if self.bind.startswith("unix:") or not is_local(self.bind):
-            return (*LOCAL_HOSTS, *self.allowed_hosts) if self.allowed_hosts else None
-        host, _ = host_and_port(self.bind)
-        return (*LOCAL_HOSTS, f"[{host}]" if ":" in host else host.lower(), *self.allowed_hosts)
+        return hosts_of(self.bind, self.allowed_hosts)
 
     @property
     def risks(self) -> list[str]:
@@ -560,6 +558,17 @@ def host_and_port(bind: str) -> tuple[str, int]:
 def is_local(bind: str) -> bool:
     """Whether only this machine can reach a BIND."""
     return bind.startswith("unix:") or is_loopback(host_and_port(bind)[0])
+
+
+@cache  # each request asks
+def hosts_of(bind: str, allowed: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The names that a server of this BIND is asked by; None: any."""
+    if "*" in allowed:
+        return None
+    if bind.startswith("unix:") or not is_local(bind):
+        return (*LOCAL_HOSTS, *allowed) if allowed else None
+    host, _ = host_and_port(bind)
+    return (*LOCAL_HOSTS, f"[{host}]" if ":" in host else host.lower(), *allowed)
 
 
 def is_private(url: str) -> bool:

@@ -43,8 +43,10 @@ class TraceContext(NamedTuple):
 
 def read(traceparent: str | None, tracestate: str | None) -> TraceContext | None:
     """What came with a request; None where that is no trace (3.2.2, 4.3)."""
-    found = TRACEPARENT.match(traceparent or "")
-    if traceparent is None or found is None or not is_of_version(found["version"], traceparent):
+    if traceparent is None:
+        return None
+    found = TRACEPARENT.match(traceparent)
+    if found is None or not is_of_version(found["version"], traceparent):
         return None
     trace_id, span_id = found["trace"], found["span"]
     if not int(trace_id, 16) or not int(span_id, 16):

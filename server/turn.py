@@ -265,6 +265,12 @@ class Turn:
             }
         )
         self._span.end(code)
+        if error is not None or log.isEnabledFor(logging.INFO):
+            self._log_end(now, status, error)
+        if self._content is not None:
+            self._content.log()
+
+    def _log_end(self, now: float, status: str, error: RelayError | None) -> None:
         fields: dict[str, Any] = {
             **self._names,
             "status": status,
@@ -273,7 +279,7 @@ class Turn:
             "events": self.tail.last_id,
             "chars": self._chars,
             **self._measure.fields(now),
-            **usage,
+            **tokens_used(self._usage),
             "retries": self.chat.retries,
             "correlation": self.chat.correlation,
             "worker": os.getpid(),
@@ -281,9 +287,7 @@ class Turn:
         if error is None:
             log.info("turn ended", extra=fields)
         else:
-            log.warning("turn failed", extra=fields | {"code": code, "detail": error.detail})
-        if self._content is not None:
-            self._content.log()
+            log.warning("turn failed", extra=fields | {"code": error.code, "detail": error.detail})
 
     @property
     def _names(self) -> dict[str, str | None]:

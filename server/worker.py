@@ -77,6 +77,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda *_: os._exit(0))
         raise_file_limit()
+        settle_config(self.cfg)
         super().init_process()
 
     def run(self) -> None:
@@ -160,6 +161,11 @@ class Log(Logger):  # type: ignore[misc]
     def access(self, *arguments: Any) -> None:
         if self.access_log.isEnabledFor(logging.INFO):
             super().access(*arguments)
+
+
+def settle_config(config: Any) -> None:
+    """Makes each of gunicorn's settings an attribute: it looks up some forty a request, in Python, 0.3 µs each."""
+    vars(config).update({name: setting.get() for name, setting in config.settings.items()})
 
 
 def refusal_of(error: ParseException) -> BadRequest:

@@ -9,6 +9,8 @@ run.
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, request
@@ -40,6 +42,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+KEYED_HEADERS = [(name.lower(), name, value) for name, value in HEADERS.items()]
 
 
 def guard(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
@@ -48,8 +51,10 @@ def guard(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
     `shared`: pages of the origins in CORS_ORIGINS may use these routes.
     """
 
+    is_app = isinstance(scaffold, Flask)
+
     def is_another() -> bool:
-        return isinstance(scaffold, Flask) and request.blueprint is not None
+        return is_app and request.blueprint is not None
 
     @scaffold.before_request
     def look() -> Response | None:
@@ -60,23 +65,30 @@ def guard(scaffold: Flask | Blueprint, *, shared: bool = False) -> None:
         check_host(settings.hosts)
         check_origin(settings)
         # Before anything else: a preflight carries no key (Fetch standard, 4.8).
-        is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        is_preflight = request.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in request.environ
         return Response(status=204, headers=PREFLIGHT) if shared and is_preflight and allowed_origin(settings) else None
 
     @scaffold.after_request
     def complete(response: Response) -> Response:
         if is_another():
             return response
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
+        harden(response)
         if shared:
             share(response)
         return response
 
 
+def harden(response: Response) -> None:
+    """Adds the headers of every answer, but for those that it has; Werkzeug's own `setdefault` takes 10 µs for it."""
+    present = {name.lower() for name, _ in response.headers}
+    for key, name, value in KEYED_HEADERS:
+        if key not in present:
+            response.headers.add(name, value)
+
+
 def check_host(names: tuple[str, ...] | None) -> None:
     """Raises BadRequest without a Host that can be one, HostNotAllowed for another's."""
-    host = authority()
+    host = authority(request.environ)
     if host is None and request.environ["SERVER_PROTOCOL"] == "HTTP/1.0":
         return  # health checks; no browser leaves it away
     found = HOST.fullmatch(host or "")
@@ -86,12 +98,12 @@ def check_host(names: tuple[str, ...] | None) -> None:
         raise HostNotAllowed
 
 
-def authority() -> str | None:
+def authority(environ: Mapping[str, Any]) -> str | None:
     """Whom the request is for: an absolute address counts more than Host (RFC 9112, 3.2.2)."""
-    target = str(request.environ.get("RAW_URI", ""))
+    target = str(environ.get("RAW_URI", ""))
     if "://" in target and not target.startswith("/"):
         return urlsplit(target).netloc
-    return request.headers.get("Host")
+    return environ.get("HTTP_HOST")
 
 
 def is_called(host: str, name: str) -> bool:
@@ -101,9 +113,9 @@ def is_called(host: str, name: str) -> bool:
 def allowed_origin(settings: Settings) -> str | None:
     """What `Access-Control-Allow-Origin` says to whoever asks; None: nothing."""
     origins = settings.cors_origins
-    if "*" in origins:
-        return "*"
-    origin = request.headers.get("Origin")
+    if not origins or "*" in origins:
+        return "*" if origins else None
+    origin = request.environ.get("HTTP_ORIGIN")
     return origin if origin in origins else None
 
 
@@ -122,7 +134,7 @@ def is_from_elsewhere(settings: Settings) -> bool:
     """
     origin = request.headers.get("Origin")
     site = request.headers.get("Sec-Fetch-Site")
-    host = authority()  # None: of HTTP/1.0, in which no origin is ours
+    host = authority(request.environ)  # None: of HTTP/1.0, in which no origin is ours
     is_own = origin is None or (host is not None and urlsplit(origin).netloc == host.lower())
     if site is not None:
         is_own = site in ("same-origin", "none")
@@ -132,8 +144,9 @@ def is_from_elsewhere(settings: Settings) -> bool:
 def share(response: Response) -> None:
     """Lets a page of an allowed origin read the answer, refusals as well; never with credentials, there are none."""
     settings = Relay.of(current_app).settings
-    if settings.cors_origins:
-        response.vary.add("Origin")  # for caches, whoever has asked
+    if not settings.cors_origins:
+        return
+    response.vary.add("Origin")  # for caches, whoever has asked
     origin = allowed_origin(settings)
     if origin is not None:
         response.headers["Access-Control-Allow-Origin"] = origin
