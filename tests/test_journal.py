@@ -474,6 +474,20 @@ def test_a_lease_of_a_clock_that_was_set_back_is_over(tmp_path):
         journal.close()
 
 
+def test_who_did_not_renew_since_the_clock_was_set_back_judges_no_one(tmp_path):
+    """All leases lie too far ahead then, those of the living too."""
+    now = [1_800_000_000.0]
+    ann, bob = (SqliteJournal(tmp_path / "relay.db", name, 60, 60, lambda: now[0]) for name in ("ann", "bob"))
+    turn = begun(ann)
+    ann.renew()
+    bob.renew()
+    now[0] -= 3600
+    assert not bob.interrupt_orphans()
+    assert bob.find(turn.id).running
+    for journal in (ann, bob):
+        journal.close()
+
+
 def test_a_folder_that_cannot_be_reached_is_a_store_that_is_unavailable(tmp_path):
     """A mount that was taken away, or a folder whose rights were: `news`, which looks by itself, says so too."""
     (tmp_path / "file").write_text("")

@@ -213,10 +213,11 @@ def in_transaction(connection: sqlite3.Connection, job: Callable[[sqlite3.Connec
 def judges(connection: sqlite3.Connection, worker: str, now: float) -> bool:
     """Whether this worker has renewed its lease so lately that it may call the leases of others ended.
 
-    This transaction may have waited for its turn; the living could not renew meanwhile either.
+    This transaction may have waited for its turn; the living could not renew meanwhile either. Nor could they just
+    after the clock was set back: its own lease, like theirs, lies too far ahead then.
     """
-    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease >= ?"
-    return connection.execute(renewed, (worker, now + LEASE - FRESH)).fetchone() is not None
+    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ?"
+    return connection.execute(renewed, (worker, now + LEASE - FRESH, now + FAR_LEASE)).fetchone() is not None
 
 
 def forget(connection: sqlite3.Connection, turn_ids: Collection[str]) -> None:

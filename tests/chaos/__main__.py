@@ -6,6 +6,7 @@ A long run is many rounds, with the seeds that follow each other, each with proc
 import argparse
 import math
 import random
+import signal
 
 from .round import run
 
@@ -18,6 +19,7 @@ def main():
     parser.add_argument("--seed", type=int, default=None, help="of the first round; else a random one")
     parser.add_argument("--store", choices=["sqlite", "redis"], default=None, help="else as the seed has it")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the processes that it has started first
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     rounds = math.ceil(options.seconds / ROUND)

@@ -14,6 +14,7 @@ from .records import Event, Reading
 LATER = (429, 502, 503, 504)  # to be tried again
 SILENCE = 40.0  # seconds without a byte, not even a ping, that are too long
 DEAF = 12.0  # seconds for which a reader who never reads stays
+SLOW = 10.0  # seconds of a connection in which a slow reader reads slowly; an endless answer has a million characters
 SMALL_BUFFER = 4096  # bytes that a slow reader's kernel takes
 PAUSE = 0.2  # seconds until the next try
 
@@ -165,7 +166,10 @@ class Asker:
 def events_of(answer, pause):
     """The events with an id on one connection (WHATWG HTML, 9.2.6). Raises Troubled after too long a silence."""
     buffer = b""
+    slow_until = time.monotonic() + SLOW
     while True:
+        if time.monotonic() > slow_until:
+            pause = 0.0
         time.sleep(pause)
         try:
             piece = answer.read1(512 if pause else 65536)

@@ -37,6 +37,8 @@ KINDS = {
     "clock": 4,
     "proxy reload": 1,
 }
+REPLACING = ("kill", "hup", "term")
+LAST_REPLACED = 0.6  # of the round; the last workers live long enough to show what they leak
 
 
 class Fault(NamedTuple):
@@ -118,6 +120,8 @@ def reader(dice: random.Random) -> Reader:
 def fault(dice: random.Random, at: float) -> Fault:
     kind = dice.choices(list(KINDS), KINDS.values())[0]
     details: Any = None
+    if kind in REPLACING:
+        at *= LAST_REPLACED
     if kind == "link":
         name, order = dice.choice([*LINK_FAULTS, *MORE_LINK_FAULTS])
         details = {"fault": name, **order}

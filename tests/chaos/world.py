@@ -34,7 +34,7 @@ SETTINGS = {
     "DISCONNECT_GRACE": "15",
     "GATEWAY_IDLE_TIMEOUT": "6",
     "GATEWAY_TIMEOUT": "25",
-    "GUNICORN_CMD_ARGS": "--max-requests 100 --max-requests-jitter 100",
+    "GUNICORN_CMD_ARGS": "--max-requests 200 --max-requests-jitter 200",
 }
 
 
