@@ -31,6 +31,7 @@ class Piece(NamedTuple):
     turn_id: str
     first: int
     last: int
+    is_all: bool  # whether nothing follows it yet; the bell rings when something does
 
 
 class Mark(NamedTuple):
@@ -182,7 +183,8 @@ class Line:
         elif is_whole:
             self._end(delivery)
         self.unconfirmed_since = self.unconfirmed_since or time.monotonic()
-        return Piece(text, delivery.turn_id, tokens[0].id, delivery.sent)
+        is_all = count == len(tokens) and not is_whole and not follower.is_behind
+        return Piece(text, delivery.turn_id, tokens[0].id, delivery.sent, is_all)
 
     def _follow(self, delivery: Delivery) -> Follower:
         if delivery.follower is None:

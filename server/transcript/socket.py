@@ -148,13 +148,12 @@ class Socket:
     def _write(self, data: bytes) -> None:
         """As `sendall`, but asks each time: the process may have been stopped while the write waited."""
         deadline = time.monotonic() + WRITE_TIMEOUT
-        rest = memoryview(data)
-        while rest:
+        while data:
             if not self._may_send():
                 raise LinkLost("this worker is no longer sure to hold the conversation")
             if time.monotonic() > deadline:
                 raise TimeoutError
-            rest = rest[self._socket.send(rest) :]
+            data = data[self._socket.send(data) :]
 
     def _next_frame(self) -> ABNF:
         try:

@@ -77,6 +77,7 @@ class Link:
         self._lost = ""
         self._ping: Ping | None = None
         self._pings = 0
+        self._flows = False  # whether the last piece left nothing behind, and more of its turn will come
         self._pinged_at = time.monotonic()
 
     def serve(self) -> None:
@@ -106,12 +107,10 @@ class Link:
         while not self._is_done():
             if self._lost:
                 raise LinkLost(self._lost)
-            sent = not conversation.leaving and self._send_next()
+            has_more = not conversation.leaving and self._send_next()
             self._ping_if_due()
-            if not sent:
+            if not has_more:
                 conversation.bell.wait()
-            elif self._interval:
-                gevent.sleep(self._interval)
 
     def _is_done(self) -> bool:
         if self._conversation.leaving:
@@ -119,16 +118,20 @@ class Link:
         return self._conversation.is_idle
 
     def _send_next(self) -> bool:
-        """Whether something was sent, so that there may be more. Raises LinkLost."""
+        """Sends a piece, if there is one. Returns whether there may be more at once. Raises LinkLost."""
         try:
             piece = self._line.next_piece(self._join)
         except StoreUnavailable:
             log.debug("transcript waits for the store", extra={"conversation": self._conversation.id})
             gevent.sleep(STORE_WAIT)
             return True
-        if piece is not None:
-            self._send_piece(piece)
-        return piece is not None
+        self._flows = piece is not None and piece.is_all
+        if piece is None:
+            return False
+        self._send_piece(piece)
+        if self._interval:
+            gevent.sleep(self._interval)
+        return not piece.is_all
 
     def _join(self, tokens: Sequence[Token], final: bool) -> tuple[str, int]:
         """Each token at once; what waits goes together."""
@@ -155,6 +158,9 @@ class Link:
             if now - self._pinged_at >= PONG_TIMEOUT:
                 raise LinkLost(f"no pong within {PONG_TIMEOUT:.0f} s", "silent")
             self._conversation.wake_at = self._pinged_at + PONG_TIMEOUT
+            return
+        if self._flows and not self._conversation.leaving and now - self._pinged_at < CONFIRM_INTERVAL:
+            self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL
             return
         mark = self._line.mark()
         wait = self._patience(mark)
