@@ -17,12 +17,8 @@ lint: .venv/.test  ## check style (ruff) and types (mypy, strict)
 	@.venv/bin/ruff format -q --check
 	@.venv/bin/mypy
 
-bench: .venv/.test  ## measure: the figures that the README claims
-	@.venv/bin/python -m bench
-	@echo
-	@.venv/bin/python -m bench.stores
-	@echo
-	@.venv/bin/python -m bench.transcript
+bench: .venv/.test  ## measure, and write docs/performance.md: some ten minutes; BENCH_ARGS=--quick: two
+	@.venv/bin/python -m bench $(BENCH_ARGS)
 
 # For every Python and system that the server runs on, with the hashes of all files of a release.
 LOCK = .venv/bin/uv pip compile -q --no-config --universal --python-version 3.11 --generate-hashes \
