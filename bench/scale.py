@@ -10,7 +10,7 @@ from .tables import markdown, median
 
 STREAMS = (100, 500, 1500, 5000)
 TOKENS_A_SECOND = 3000  # of all streams together, however many: what a token costs is then a matter of their number
-ARRIVALS = 400  # streams a second that begin
+ARRIVALS = 300  # streams a second that begin
 OPEN = 4.0  # seconds for which all streams are open
 FLOOD = Load(50, 2000, 0, 0)
 TARGETS = [
