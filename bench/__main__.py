@@ -5,6 +5,7 @@ then its median. CPU is that of all processes of the server.
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from .measure import Plan
 
 PARTS = {"comparison": comparison, "scale": scale, "stores": stores, "transcript": transcript}
 ROUNDS = {"comparison": 3, "scale": 1, "stores": 3, "transcript": 3}
-QUICK = Plan(rounds=1, size=0.3, tokens=300)
+QUICK = Plan(rounds=1, size=0.25, seconds=2.0)
 
 
 def read_options() -> argparse.Namespace:
@@ -22,7 +23,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all where none is named")
     parser.add_argument("--rounds", type=int, help=f"(default: {ROUNDS})")
     parser.add_argument("--size", type=float, default=1.0, help="of each load: 0.1 is a tenth of the streams")
-    parser.add_argument("--tokens", type=int, default=sys.maxsize, help="of each stream, at most")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="that a paced stream lasts, at most")
     parser.add_argument("--only", nargs="+", default=[], metavar="SERVER", help="these rows of the tables alone")
     parser.add_argument("--quick", action="store_true", help="one round of small loads")
     parser.add_argument(
@@ -36,21 +37,20 @@ def read_options() -> argparse.Namespace:
 
 def plan_of(options: argparse.Namespace, part: str) -> Plan:
     if options.quick:
-        return QUICK._replace(only=options.only)
-    return Plan(options.rounds or ROUNDS[part], options.size, options.tokens, options.only)
+        return QUICK._replace(only=tuple(options.only))
+    return Plan(options.rounds or ROUNDS[part], options.size, options.seconds, tuple(options.only))
 
 
 def main() -> None:
     options = read_options()
     for part in options.parts or PARTS:
         began, plan = time.monotonic(), plan_of(options, part)
-        is_whole = plan == Plan(plan.rounds, only=[])
         said = program.provenance("bench", [part, f"--rounds={plan.rounds}"])
         found = PARTS[part].measure(plan)
         section = found._replace(text=f"{said}; {'medians' if plan.rounds > 1 else 'one round'}.\n\n{found.text}")
         print(f"{section.text}\n", flush=True)
         print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        if options.document or is_whole:
+        if options.document or plan.is_whole:
             document.write(options.document or document.DOCUMENT, part, section)
 
 

@@ -11,7 +11,7 @@ from .tables import AGE, CPU, FIRST, MEMORY, Column, figures_table, median
 
 # The widest first: memory is counted from before the first load.
 LOADS = {
-    "wide": Load(1000, 18, 4, 3.5),
+    "wide": Load(1000, 9, 2, 3.5),
     "paced": Load(200, 60, 20, 1.0),
     "setup": Load(600, 1, 0, 2),
     "flood": Load(50, 1000, 0, 0),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -30,8 +31,8 @@ class Load(NamedTuple):
 
     def __str__(self) -> str:
         pace = f"{self.rate:g} a second each" if self.rate else "as fast as they are taken"
-        tokens = f"{self.tokens} tokens" if self.tokens > 1 else "one token"
-        return f"{self.streams:,} streams of {tokens}, {pace}, begun over {self.ramp:.1f} s"
+        tokens = f"{self.tokens:,} tokens, {pace}" if self.tokens > 1 else "one token"
+        return f"{self.streams:,} streams of {tokens}, begun {f'over {self.ramp:.1f} s' if self.ramp else 'at once'}"
 
 
 WARM_UP = Load(20, 5, 0, 0.2)  # imports, the access token and the first connections are no stream's cost
@@ -52,13 +53,18 @@ class Plan(NamedTuple):
 
     rounds: int
     size: float = 1.0  # of each load: 0.1 is a tenth of the streams
-    tokens: int = sys.maxsize  # of a stream, at most
+    seconds: float = math.inf  # that a stream with a pace lasts, at most
     only: Sequence[str] = ()  # the targets' names; all where none is named
 
     def fit(self, load: Load) -> Load:
         """The same with fewer and shorter streams, which begin as densely."""
-        streams, tokens = max(1, round(load.streams * self.size)), min(load.tokens, self.tokens)
-        return load._replace(streams=streams, tokens=tokens, ramp=load.ramp * self.size)
+        streams = max(1, round(load.streams * self.size))
+        tokens = max(2, int(self.seconds * load.rate)) if load.rate and math.isfinite(self.seconds) else load.tokens
+        return load._replace(streams=streams, tokens=min(load.tokens, tokens), ramp=load.ramp * self.size)
+
+    @property
+    def is_whole(self) -> bool:
+        return self == Plan(self.rounds)
 
     def pick(self, targets: Iterable[Target]) -> list[Target]:
         return [target for target in targets if not self.only or target.name in self.only]

@@ -9,8 +9,8 @@ from .plot import lines
 from .tables import markdown, median
 
 STREAMS = (100, 500, 1500, 5000)
-TOKENS_A_SECOND = 3000  # of all streams together, however many: what a token costs is then a matter of their number
-ARRIVALS = 300  # streams a second that begin
+TOKENS_A_SECOND = 2000  # of all streams together, however many: what a token costs is then a matter of their number
+ARRIVALS = 250  # streams a second that begin
 OPEN = 4.0  # seconds for which all streams are open
 FLOOD = Load(50, 2000, 0, 0)
 TARGETS = [
@@ -24,13 +24,15 @@ PLOTS: dict[str, tuple[str, Callable[[Figures], float | None]]] = {
 }
 
 
-def load_of(streams: int) -> Load:
+def load_of(streams: int, seconds: float) -> Load:
+    """All streams are open for so long."""
     ramp, rate = streams / ARRIVALS, TOKENS_A_SECOND / streams
-    return Load(streams, round((ramp + OPEN) * rate), rate, ramp)
+    return Load(streams, max(2, round((ramp + seconds) * rate)), rate, ramp)
 
 
 def measure(plan: Plan) -> Section:
-    loads = {f"{streams}": plan.fit(load_of(streams)) for streams in STREAMS}
+    numbers = [max(1, round(streams * plan.size)) for streams in STREAMS]
+    loads = {f"{streams}": load_of(streams, min(OPEN, plan.seconds)) for streams in numbers}
     targets, flood = plan.pick(TARGETS), plan.fit(FLOOD)
     played = play_rounds(targets, loads | {"flood": flood}, plan.rounds)
     texts = [

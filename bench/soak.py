@@ -23,7 +23,7 @@ from .servers import Server
 from .tables import markdown
 
 BUSY = 0.7  # of a core, what the worker is to take
-FIRST_STREAMS = 20
+FIRST_STREAMS = 40
 FIT_INTERVAL = 5.0  # seconds between two fittings; a stream lasts 3 to 20
 WARM_UP = 1 / 6  # of the time
 MOST_LINES = 60  # so many at most, but none oftener than each second
@@ -86,7 +86,7 @@ def judge(samples: Sequence[Sample]) -> list[Finding]:
 
 def fitted(streams: int, cpu: float) -> int:
     """How many streams would take BUSY of a core, in careful steps."""
-    return max(1, round(streams * min(1.3, max(0.7, BUSY / max(cpu, 0.01)))))
+    return max(1, round(streams * min(1.5, max(0.7, BUSY / max(cpu, 0.01)))))
 
 
 class Load:

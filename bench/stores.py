@@ -38,7 +38,7 @@ def measure(plan: Plan) -> Section:
         f"**What does it cost to keep every answer?** (paced: {load})",
         figures_table(targets, played, "paced", COLUMNS),
     ]
-    if not plan.only:
+    if plan.is_whole:
         texts += measure_pairs()
     return Section("\n\n".join(texts))
 

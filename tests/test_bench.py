@@ -129,7 +129,7 @@ def test_one_bad_minute_is_no_growth():
     assert all(finding.is_good for finding in soak.judge(samples))
 
 
-@pytest.mark.parametrize(("cpu", "streams"), [(0.7, 100), (0.35, 130), (0.6, 117), (1.0, 70), (0.0, 130)])
+@pytest.mark.parametrize(("cpu", "streams"), [(0.7, 100), (0.35, 150), (0.6, 117), (1.0, 70), (0.0, 150)])
 def test_the_number_of_streams_is_fitted_in_careful_steps(cpu, streams):
     assert soak.fitted(100, cpu) == streams
 
@@ -149,7 +149,7 @@ def test_the_client_counts_and_times_every_token_and_marks_when_all_are_open():
 @pytest.mark.parametrize(
     ("part", "names", "plots"),
     [
-        ("comparison", ["nginx", "tutorial", "relay"], 1),
+        ("comparison", ["nginx", "relay"], 1),
         ("scale", ["2 workers"], 3),
         ("stores", ["sqlite", "redis"], 0),
         ("transcript", ["each token", "the link takes in nothing"], 0),
@@ -159,7 +159,7 @@ def test_every_part_measures_and_keeps_what_it_found(tmp_path, part, names, plot
     """But for the peers that would have to be installed, and for the pairs of relays, which wait for seconds."""
     kept = tmp_path / "performance.md"
     kept.write_text(PLACE.format(part, part))
-    small = ["--rounds", "1", "--size", "0.004", "--tokens", "2"]
+    small = ["--rounds", "1", "--size", "0.004", "--seconds", "0.5"]
     ended = run("bench", part, *small, "--document", kept, "--only", *names)
     assert ended.returncode == 0, ended.stderr
     text = kept.read_text()
