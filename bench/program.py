@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import resource
 import shlex
 import signal
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 def run(main: Callable[[], None]) -> None:
     """Runs `main`; Ctrl-C and SIGTERM end it after its servers, without a traceback."""
     signal.signal(signal.SIGTERM, stop_by_signal)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the servers, which inherit it
     try:
         main()
     except KeyboardInterrupt:
