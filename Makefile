@@ -17,12 +17,8 @@ lint: .venv/.test  ## check style (ruff) and types (mypy, strict)
 	@.venv/bin/ruff format -q --check
 	@.venv/bin/mypy
 
-bench: .venv/.test  ## measure: the figures that the README claims
-	@.venv/bin/python -m bench
-	@echo
-	@.venv/bin/python -m bench.stores
-	@echo
-	@.venv/bin/python -m bench.transcript
+bench: .venv/.test  ## measure, and write docs/performance.md: some ten minutes; BENCH_ARGS=--quick: two
+	@.venv/bin/python -m bench $(BENCH_ARGS)
 
 chaos: .venv/.test  ## break what can break, at random; CHAOS_ARGS="--seconds 3600 --seed 1 --store redis"
 	@.venv/bin/python -m tests.chaos $(CHAOS_ARGS)

@@ -1,7 +1,8 @@
-"""Measures what the README claims: `python -m bench` beside a tutorial's relay, `python -m bench.stores` by store,
-`python -m bench.transcript` by what the link to the transcript does; `python -m bench.scaling` what many streams need.
+"""Measures what docs/performance.md says: `python -m bench`, and `python -m bench.soak` for an hour; `python -m
+bench.scaling` what many streams need.
 
-`servers` starts the real processes and reads what they use, `load` asks and times in a process of its own, `measure`
-puts both together for one server, `pair` for two on one store. `program` is what the programs have in common.
-`gateway` is the sandbox with the time in each token; `naive` is the relay that a tutorial would write, to compare with.
+`servers` starts the real processes and reads what they use, `instrument` builds the gateway and the client that stand
+at both ends, `measure` puts them together for one server. `comparison`, `scale`, `stores` and `transcript` are the
+questions, `peers/` others' ways to relay. `tables` and `plot` show what was found, `document` keeps it. `pair` looks at
+two relays on one store, with the clients of `load`; `gateway` is the sandbox with the time in each token, for these.
 """

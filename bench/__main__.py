@@ -1,67 +1,57 @@
-"""`python -m bench`: the figures that the README claims, measured side by side on this machine.
+"""`python -m bench [PART ...]`: measures on this machine what docs/performance.md says, and writes it there.
 
-Each round starts every server afresh and has it relay the same paced answers of the sandbox. A figure is the median of
-the rounds; a difference or ratio is taken within each round, and then its median.
+Each round starts every server afresh. A figure is the median of the rounds; a ratio is taken within each round, and
+then its median. CPU is that of all processes of the server.
 """
 
-import contextlib
-import statistics
-from collections.abc import Sequence
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
 
-from . import program, servers
-from .measure import RATE, Round, Target, play_rounds
-from .program import column, cost_cell, markdown
+from . import comparison, document, program, scale, stores, transcript
+from .measure import Plan
 
-GATEWAY = "gateway itself"
-TARGETS = [
-    Target(GATEWAY, contextlib.nullcontext),
-    Target("tutorial", lambda upstream: servers.naive(upstream, "off")),
-    Target("relay", lambda upstream: servers.relay(upstream, "off"), baseline="tutorial"),
-    Target("tutorial, transcript", lambda upstream: servers.naive(upstream, "websocket"), is_mirroring=True),
-    Target(
-        "relay, transcript",
-        lambda upstream: servers.relay(upstream, "websocket"),
-        is_mirroring=True,
-        baseline="tutorial, transcript",
-    ),
-]
-TIMES = {
-    "first_p50": "time to first token, p50 (ms)",
-    "first_p99": "time to first token, p99 (ms)",
-    "age_p50": "age of a token on arrival, p50 (ms)",
-    "age_p99": "age of a token on arrival, p99 (ms)",
-}
-COSTS = {
-    "cpu": "CPU per token (µs)",
-    "memory": "memory per open stream (KB)",
-}
-LEGEND = (
-    "{streams} streams of {tokens} tokens, {rate} tokens a second each; medians of {rounds} rounds. "
-    "In parentheses: what is added to the gateway's own time, and the ratio to the tutorial's relay. "
-    "CPU is that of all processes of the server, and holds what it takes to begin and end a stream."
-)
+PARTS = {"comparison": comparison, "scale": scale, "stores": stores, "transcript": transcript}
+ROUNDS = {"comparison": 3, "scale": 1, "stores": 3, "transcript": 3}
+QUICK = Plan(rounds=1, size=0.25, seconds=2.0)
 
 
-def table(rounds: Sequence[Round]) -> str:
-    """Markdown: a row a figure, a column a server."""
-    rows = [[title, *(time_cell(rounds, target, name) for target in TARGETS)] for name, title in TIMES.items()]
-    rows += [[title, *(cost_cell(rounds, target, name) for target in TARGETS)] for name, title in COSTS.items()]
-    return markdown([target.name for target in TARGETS], rows)
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all where none is named")
+    parser.add_argument("--rounds", type=int, help=f"(default: {ROUNDS})")
+    parser.add_argument("--size", type=float, default=1.0, help="of each load: 0.1 is a tenth of the streams")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="that a paced stream lasts, at most")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SERVER", help="these rows of the tables alone")
+    parser.add_argument("--quick", action="store_true", help="one round of small loads")
+    parser.add_argument(
+        "--document", type=Path, help="where to write, even what is not whole (default: docs/performance.md)"
+    )
+    options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"no part: {', '.join(sorted(unknown))}")
+    return options
 
 
-def time_cell(rounds: Sequence[Round], target: Target, name: str) -> str:
-    mine, direct = column(rounds, target.name, name), column(rounds, GATEWAY, name)
-    text = f"{statistics.median(mine):.2f}"
-    if target.name == GATEWAY:
-        return text
-    return f"{text} ({statistics.median(a - b for a, b in zip(mine, direct, strict=True)):+.2f})"
+def plan_of(options: argparse.Namespace, part: str) -> Plan:
+    if options.quick:
+        return QUICK._replace(only=tuple(options.only))
+    return Plan(options.rounds or ROUNDS[part], options.size, options.seconds, tuple(options.only))
 
 
 def main() -> None:
-    options = program.read_options("python -m bench", "Measures what the README claims.")
-    print(f"{program.machine()}\n{LEGEND.format(rate=RATE, **vars(options))}\n", flush=True)
-    with servers.sandbox(1000 / RATE) as upstream:
-        print(table(play_rounds(TARGETS, upstream, **vars(options))))
+    options = read_options()
+    for part in options.parts or PARTS:
+        began, plan = time.monotonic(), plan_of(options, part)
+        said = program.provenance("bench", [part, f"--rounds={plan.rounds}"])
+        found = PARTS[part].measure(plan)
+        section = found._replace(text=f"{said}; {'medians' if plan.rounds > 1 else 'one round'}.\n\n{found.text}")
+        print(f"{section.text}\n", flush=True)
+        print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        if options.document or plan.is_whole:
+            document.write(options.document or document.DOCUMENT, part, section)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""Asks for many answers at once and times their tokens: `python -m bench.load URL ...`, one line of JSON.
+"""Asks for an answer and times its tokens, where few are asked for: of many, `wire/client.c` takes care.
 
-A process of its own, and a light one, so that the figures are the server's. The tokens are those of `bench.gateway`.
+The tokens are those of `bench.gateway`.
 """
 
-import argparse
 import asyncio
-import gc
 import json
 import math
-import random
 import re
 import time
 from collections.abc import Sequence
@@ -102,56 +99,8 @@ def request_for(url: str, conversation: str, tokens: int, bearer: str) -> bytes:
     ).encode()
 
 
-async def run(options: argparse.Namespace) -> list[Stream]:
-    """Opens the streams at random times within `--ramp` seconds and reads them to their ends."""
-    loop = asyncio.get_running_loop()
-    place = urlsplit(options.url)
-    # Random, as people are: even steps would fall into step with the pace. The seed makes all runs alike.
-    chance = random.Random(options.streams)
-    waits = [chance.uniform(0, options.ramp) for _ in range(options.streams)]
-
-    async def one(number: int) -> Stream:
-        request = request_for(options.url, f"{options.name}-{number}", options.tokens, options.bearer)
-        await asyncio.sleep(waits[number])
-        stream = Stream(request)
-        await loop.create_connection(lambda: stream, place.hostname, place.port)
-        await stream.over
-        return stream
-
-    async with asyncio.timeout(options.limit):
-        return await asyncio.gather(*map(one, range(options.streams)))
-
-
-def summary(streams: Sequence[Stream], tokens: int) -> dict[str, object]:
-    ages = [age for stream in streams for age in stream.ages]
-    return {
-        "complete": sum(stream.is_whole and len(stream.ages) == tokens for stream in streams),
-        "tokens": len(ages),
-        "first_ms": percentiles([stream.first for stream in streams if stream.first is not None]),
-        "age_ms": percentiles(ages),
-    }
-
-
 def percentiles(times: Sequence[int]) -> dict[str, float] | None:
     """p50 and p99 in milliseconds, each a value that was measured (nearest rank); None without any."""
     ordered = sorted(times)
     ranks = {"p50": 0.5, "p99": 0.99}
     return {name: ordered[math.ceil(q * len(ordered)) - 1] / 1e6 for name, q in ranks.items()} if ordered else None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
-    parser.add_argument("url")
-    parser.add_argument("--streams", type=int, required=True)
-    parser.add_argument("--tokens", type=int, required=True, help="of each stream")
-    parser.add_argument("--ramp", type=float, required=True, help="seconds over which the streams begin")
-    parser.add_argument("--limit", type=float, required=True, help="seconds until it gives up")
-    parser.add_argument("--name", required=True, help="the conversations are NAME-0, NAME-1, ...")
-    parser.add_argument("--bearer", default="", help="an access token: asks the gateway itself")
-    options = parser.parse_args()
-    gc.disable()  # a pause here would look like one of the server
-    print(json.dumps(summary(asyncio.run(run(options)), options.tokens)))
-
-
-if __name__ == "__main__":
-    main()

@@ -16,9 +16,12 @@ from urllib.parse import urlsplit
 
 from . import servers
 from .load import Stream, request_for
-from .measure import ARRIVALS, LATE, RATE, SETTLE
 from .servers import Server
 
+RATE = 20  # tokens a second of each stream: a brisk model
+ARRIVALS = 75  # streams a second that begin; all at once would measure a queue
+SETTLE = 0.3  # seconds after a load until nothing is left to do for it
+LATE = 30.0  # seconds that a load may take longer than its pace says
 STREAMS = 200
 TOKENS = 60  # of each
 CHAT = "/api/v2/ai/llm/gateway/chat"

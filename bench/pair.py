@@ -14,9 +14,10 @@ import requests
 
 from . import servers
 from .load import Stream
-from .measure import LATE, RATE
+from .measure import LATE
 from .servers import Server
 
+RATE = 20  # tokens a second of each stream: a brisk model
 STREAMS = 5  # whose delay is measured
 STAGGER = 0.21  # seconds between two beginnings; no multiple of the pace, or all would be in step with the flusher
 TOKENS = 100  # of each of them
@@ -46,8 +47,8 @@ class Following(Stream):
 def delays(upstream: Server, store: str) -> list[int]:
     """Nanoseconds from each token's arrival at a client of its writer to that at a client of the other worker."""
     with servers.relay(upstream, "off", store) as here, servers.relay(upstream, "off", store) as there:
-        wait_for_worker(here)
-        wait_for_worker(there)
+        servers.wait_for_worker(here)
+        servers.wait_for_worker(there)
         return asyncio.run(watch(here, there))
 
 
@@ -127,8 +128,3 @@ def begin(relay: Server, tokens: int) -> str:
     answer.raise_for_status()
     stream_id: str = answer.json()["id"]
     return stream_id
-
-
-def wait_for_worker(relay: Server) -> None:
-    """gunicorn listens before its worker is there."""
-    requests.get(f"{relay.url}/healthz", timeout=LATE).raise_for_status()

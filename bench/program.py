@@ -1,26 +1,21 @@
-"""What the programs of the benchmark have in common: options, a clean end, tables in Markdown."""
+"""What the programs of the benchmark have in common: a clean end, and what is said of the machine."""
 
-import argparse
 import os
 import platform
+import re
+import resource
+import shlex
 import signal
-import statistics
+import time
 from collections.abc import Callable, Sequence
-
-from .measure import Round, Target
-
-
-def read_options(name: str, description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument("--streams", type=int, default=50, help="at once (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=40, help="of each stream (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    return parser.parse_args()
+from pathlib import Path
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs `main`; Ctrl-C and SIGTERM end it after its servers, without a traceback."""
     signal.signal(signal.SIGTERM, stop_by_signal)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the servers, which inherit it
     try:
         main()
     except KeyboardInterrupt:
@@ -31,28 +26,22 @@ def stop_by_signal(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def provenance(module: str, arguments: Sequence[str]) -> str:
+    """The command that gives the figures, and where and when it was run."""
+    command = shlex.join([".venv/bin/python", "-m", module, *arguments])
+    return f"`{command}` on {machine()}"
+
+
 def machine() -> str:
-    load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, load before {load:.1f}"
+    day, load = time.strftime("%Y-%m-%d", time.gmtime()), os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} cores of {processor()} ({platform.machine()}), {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, {day}, load before {load:.1f}"
+    )
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; each row begins with its title."""
-    lines = [["", *columns], ["---", *["--:"] * len(columns)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def cost_cell(rounds: Sequence[Round], target: Target, name: str, digits: int = 0) -> str:
-    """The median, and that of the ratios to the baseline; empty for what the target does not have."""
-    mine = column(rounds, target.name, name)
-    if None in mine:
-        return ""
-    text = f"{statistics.median(mine):.{digits}f}"
-    theirs = column(rounds, target.baseline, name) if target.baseline else [None]
-    if None in theirs:
-        return text
-    return f"{text} ({statistics.median(a / b for a, b in zip(mine, theirs, strict=True)):.2f} ×)"
-
-
-def column(rounds: Sequence[Round], target: str, name: str) -> list[float]:
-    return [getattr(found[target], name) for found in rounds]
+def processor() -> str:
+    """Its name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or "an unnamed processor"

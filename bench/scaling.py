@@ -35,10 +35,10 @@ from .layout import (
     sample,
     store_of,
 )
-from .program import markdown
 from .redis_cost import BATCH, CURSORS, Driven
 from .servers import ROOT
 from .simulation import Peaks, Simulation, Waits, redis_waits
+from .tables import markdown
 
 TABLE = ROOT / "bench/unit_costs.json"
 DOCUMENT = ROOT / "docs/scaling.md"

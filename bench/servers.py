@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
+
+from . import instrument, peers
 
 ROOT = Path(__file__).parent.parent
 KEPT = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR")  # no settings from outside: all runs are alike
@@ -22,8 +26,12 @@ STOP_PATIENCE = 10.0  # seconds until a server that was asked to end is killed
 SANDBOX_READY = r"sandbox ready on (http://\S+)"
 GUNICORN_READY = r"Listening at: (http://[^\s\"]+)"
 REDIS_READY = r"(Ready to accept connections)"
+WIRE_READY = r"listening on (http://\S+)"
+AIOHTTP_READY = r"Running on (http://\S+)"
+UVICORN_READY = r"Uvicorn running on (http://\S+)"
+NGINX_READY = r"(using the .epoll. event method)"
+MOST_STREAMS = 6000  # at once, in each worker: more than any measurement opens
 OWN_FILE = "sqlite:///{folder}/relay.db"
-FOR_EVER = 1_000_000  # calls that meet a fault
 CREDENTIALS = {"OAUTH_CLIENT_ID": "sandbox-client", "OAUTH_CLIENT_SECRET": "sandbox-secret"}
 
 
@@ -41,6 +49,10 @@ class Server:
             found |= more
         return found
 
+    def workers(self) -> set[int]:
+        """What descends from it: gunicorn's workers."""
+        return self.tree() - {self.process.pid}
+
     def kill(self) -> None:
         """kill -9 of the process and of its workers, at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -55,34 +67,71 @@ def sandbox(pace_ms: float) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def relay(upstream: Server, transcript: str, store: str = OWN_FILE, interval_ms: int = 0) -> Iterator[Server]:
-    """The relay as it runs in production, with one worker.
+def gateway(links: str = "open") -> Iterator[Server]:
+    """wire/gateway.c in its place, where every microsecond counts; `links` as it says."""
+    with started([instrument.program("gateway"), f"links={links}"], {}, WIRE_READY) as server:
+        yield server
 
-    The others are values of TRANSCRIPT, STORE_URL and TRANSCRIPT_INTERVAL_MS.
+
+@contextlib.contextmanager
+def relay(
+    upstream: Server, transcript: str, store: str = OWN_FILE, workers: int = 1, **settings: str
+) -> Iterator[Server]:
+    """The relay as it runs in production.
+
+    The others are values of TRANSCRIPT, STORE_URL and WEB_CONCURRENCY, and any further settings by their names.
     """
-    settings = {"TRANSCRIPT": transcript, "WEB_CONCURRENCY": "1", "BIND": "127.0.0.1:0"}
-    settings |= {"STORE_URL": store, "ACCESS": "open", "RATE_LIMIT": "off", "TRANSCRIPT_INTERVAL_MS": f"{interval_ms}"}
+    settings |= {"TRANSCRIPT": transcript, "WEB_CONCURRENCY": f"{workers}", "BIND": "127.0.0.1:0"}
+    settings |= {"STORE_URL": store, "ACCESS": "open", "RATE_LIMIT": "off", "MAX_TURNS": f"{MOST_STREAMS}"}
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
     with started(command, organisation(upstream) | settings, GUNICORN_READY) as server:
         yield server
 
 
 @contextlib.contextmanager
-def relay_with_fault(upstream: Server, fault: str) -> Iterator[Server]:
-    """The relay, while each link to the transcript meets a fault of the sandbox, until its next reset."""
-    order = {"at": "transcript", "fault": fault, "calls": FOR_EVER}
-    requests.post(f"{upstream.url}/sandbox/faults", json=order, timeout=10).raise_for_status()
-    with relay(upstream, "websocket") as server:
+def flask(upstream: Server, transcript: str) -> Iterator[Server]:
+    """The tutorial's relay, also with one gevent worker."""
+    command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
+    command += ["--worker-connections", f"{MOST_STREAMS}", "bench.peers.flask_relay:app"]
+    settings = organisation(upstream) | {"TRANSCRIPT": transcript}
+    with started(command, settings, GUNICORN_READY) as server:
         yield server
 
 
 @contextlib.contextmanager
-def naive(upstream: Server, transcript: str) -> Iterator[Server]:
-    """The tutorial's relay, also with one gevent worker."""
-    command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
-    settings = organisation(upstream) | {"TRANSCRIPT": transcript}
-    with started([*command, "bench.naive:app"], settings, GUNICORN_READY) as server:
+def aiohttp(upstream: Server, transcript: str) -> Iterator[Server]:
+    settings = {"GENESYS_BASE_URL": upstream.url, "TRANSCRIPT": transcript, "PORT": f"{free_port()}"}
+    with started([peers.environment(), "-m", "bench.peers.aiohttp_relay"], settings, AIOHTTP_READY) as server:
         yield server
+
+
+@contextlib.contextmanager
+def fastapi(upstream: Server) -> Iterator[Server]:
+    settings = {"GENESYS_BASE_URL": upstream.url, "PORT": f"{free_port()}"}
+    with started([peers.environment(), "-m", "bench.peers.fastapi_relay"], settings, UVICORN_READY) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def nginx(upstream: Server) -> Iterator[Server]:
+    """nginx as a proxy that reads nothing, one worker."""
+    port = free_port()
+    text = (ROOT / "bench/peers/nginx.conf").read_text()
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
+        for name, value in {"FOLDER": folder, "PORT": f"{port}", "UPSTREAM": urlsplit(upstream.url).netloc}.items():
+            text = text.replace(f"@{name}@", value)
+        Path(folder, "nginx.conf").write_text(text)
+        command = [
+            shutil.which("nginx") or "/usr/sbin/nginx",
+            "-c",
+            f"{folder}/nginx.conf",
+            "-p",
+            folder,
+            "-e",
+            "stderr",
+        ]
+        with started(command, {}, NGINX_READY) as server:
+            yield replace(server, url=f"http://127.0.0.1:{port}")
 
 
 @contextlib.contextmanager
@@ -113,20 +162,20 @@ def organisation(upstream: Server) -> dict[str, str]:
     return CREDENTIALS | {"GENESYS_BASE_URL": upstream.url}
 
 
-def messages(upstream: Server) -> int:
-    """How many the transcript has been sent since the sandbox's last reset."""
-    answer = requests.get(f"{upstream.url}/sandbox/calls", timeout=10)
-    answer.raise_for_status()
-    count: int = answer.json()["transcript"]["messages"]
-    return count
-
-
 def access_token(upstream: Server) -> str:
     form = {"grant_type": "client_credentials"} | {name.lower()[6:]: value for name, value in CREDENTIALS.items()}
     answer = requests.post(f"{upstream.url}/oauth/token", data=form, timeout=10)
     answer.raise_for_status()
     token: str = answer.json()["access_token"]
     return token
+
+
+def transcript_of(upstream: Server) -> dict[str, int]:
+    """How many `messages` and `tokens` the transcript has been sent."""
+    answer = requests.get(f"{upstream.url}/stats", timeout=10)
+    answer.raise_for_status()
+    counts: dict[str, int] = answer.json()
+    return counts
 
 
 @contextlib.contextmanager
@@ -148,6 +197,11 @@ def started(command: Sequence[str], settings: Mapping[str, str], ready: str) -> 
             yield Server(wait_for_url(process, Path(folder, "output"), ready), process)
         finally:
             stop(process)
+
+
+def wait_for_worker(relay: Server) -> None:
+    """gunicorn listens before its worker is there."""
+    requests.get(f"{relay.url}/healthz", timeout=START_PATIENCE).raise_for_status()
 
 
 def wait_for_url(process: subprocess.Popen[bytes], output: Path, ready: str) -> str:
@@ -203,3 +257,8 @@ def memory_kb(pids: set[int]) -> int:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
             total += sum(int(kb) for kb in re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE))
     return total
+
+
+def descriptors(pids: set[int]) -> int:
+    """How many files, sockets and pipes the processes have open."""
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)

@@ -34,6 +34,8 @@ PROVED = {
     r"make run": "test_cli::test_run_serves_with_the_sandbox_and_leaves_no_process",
     r"make (test|lint)": CI,
     r"make chaos": "test_chaos::test_whatever_breaks_every_promise_is_kept",
+    r"make bench": "test_bench::test_every_part_measures_and_keeps_what_it_found",
+    r"\.venv/bin/python -m bench\.soak": "test_bench::test_a_soak_ends_with_a_verdict",
     r"\.venv/bin/gunicorn -c gunicorn\.conf\.py": "conftest::RelayServer",
     r"(\.venv/bin/)?python -m sandbox --port \d+": "conftest::Sandbox",
     r"(python -m )?pip install -r [\w./-]+": "test_requirements::test_what_is_asked_for_is_what_is_pinned",
@@ -74,7 +76,7 @@ def places(shared_sandbox, relay):
         "http://127.0.0.1:8080": relay.url,
         "localhost:8001": shared_sandbox.url,
         "relay_Zm9v...": key.key,
-        "--streams 300 --tokens 60": "--streams 20 --tokens 20",  # the same, sooner
+        "bench transcript --rounds 1": "bench transcript --rounds 1 --size 0.02 --seconds 1",  # the same, sooner
         "kq3...": lambda: relay.begin("Where is my parcel?", "demo"),
         ".venv/bin/python": sys.executable,
     }

@@ -1,7 +1,7 @@
 """The relay that a tutorial would write, to compare with: Flask, requests.iter_lines, one WebSocket a turn.
 
 It does the main job and nothing else: no retries, no ids, no resuming, no confirmation, no end of a turn whose client
-has left. Run it as one would: `gunicorn -k gevent bench.naive:app`.
+has left. Run it as one would: `gunicorn -k gevent bench.peers.flask_relay:app`.
 """
 
 import json
