@@ -86,7 +86,7 @@ def judge(samples: Sequence[Sample]) -> list[Finding]:
 
 
 def fitted(streams: int, sample: Sample) -> int:
-    """How many streams would take BUSY of a core, in careful steps; fewer where tokens are late, whatever the CPU says."""
+    """How many streams would take BUSY of a core, in careful steps; fewer where tokens are late."""
     if sample.age_p99 > LATE or not sample.tokens:
         return max(1, round(streams * 0.7))
     return max(1, round(streams * min(1.4, max(0.7, BUSY / max(sample.cpu, 0.01)))))
