@@ -59,7 +59,7 @@ def table(target: str, loads: dict[str, Load], rounds: Sequence[Round]) -> str:
         "age of a token, p50 (ms)": ("age_p50", 2),
         "age of a token, p99 (ms)": ("age_p99", 2),
     }
-    rows = []
+    rows = [["tokens a second of each", *(f"{load.rate:.3g}" for load in loads.values())]]
     for title, (figure, digits) in figures.items():
         found = [median(rounds, target, name, figure) for name in loads]
         rows.append([title, *("" if value is None else f"{value:,.{digits}f}" for value in found)])

@@ -23,6 +23,7 @@ from .servers import Server
 from .tables import markdown
 
 BUSY = 0.7  # of a core, what the worker is to take
+LATE = 200.0  # ms; a p99 beyond it says that the worker does not get the core that it could take
 FIRST_STREAMS = 40
 FIT_INTERVAL = 5.0  # seconds between two fittings; a stream lasts 3 to 20
 WARM_UP = 1 / 6  # of the time
@@ -84,9 +85,11 @@ def judge(samples: Sequence[Sample]) -> list[Finding]:
     ]
 
 
-def fitted(streams: int, cpu: float) -> int:
-    """How many streams would take BUSY of a core, in careful steps."""
-    return max(1, round(streams * min(1.5, max(0.7, BUSY / max(cpu, 0.01)))))
+def fitted(streams: int, sample: Sample) -> int:
+    """How many streams would take BUSY of a core, in careful steps; fewer where tokens are late."""
+    if sample.age_p99 > LATE or not sample.tokens:
+        return max(1, round(streams * 0.7))
+    return max(1, round(streams * min(1.4, max(0.7, BUSY / max(sample.cpu, 0.01)))))
 
 
 class Load:
@@ -128,7 +131,7 @@ def fit(load: Load, seconds: float) -> int:
     for _ in range(steps):
         sample = load.sample(seconds / steps, streams)
         say(f"warm-up, {sample}")
-        streams = fitted(streams, sample.cpu)
+        streams = fitted(streams, sample)
     load.order(streams)
     return streams
 

@@ -129,9 +129,20 @@ def test_one_bad_minute_is_no_growth():
     assert all(finding.is_good for finding in soak.judge(samples))
 
 
-@pytest.mark.parametrize(("cpu", "streams"), [(0.7, 100), (0.35, 150), (0.6, 117), (1.0, 70), (0.0, 150)])
-def test_the_number_of_streams_is_fitted_in_careful_steps(cpu, streams):
-    assert soak.fitted(100, cpu) == streams
+@pytest.mark.parametrize(
+    ("seen", "streams"),
+    [
+        ({"cpu": 0.7}, 100),
+        ({"cpu": 0.35}, 140),
+        ({"cpu": 0.6}, 117),
+        ({"cpu": 1.4}, 70),
+        ({"cpu": 0.0}, 140),
+        ({"cpu": 0.3, "age_p99": 250}, 70),  # others have the core
+        ({"cpu": 0.3, "tokens": 0}, 70),
+    ],
+)
+def test_the_number_of_streams_is_fitted_in_careful_steps(seen, streams):
+    assert soak.fitted(100, STEADY._replace(**seen)) == streams
 
 
 def test_the_client_counts_and_times_every_token_and_marks_when_all_are_open():
