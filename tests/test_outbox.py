@@ -11,7 +11,7 @@ from server.journal.memory import MemoryJournal
 from server.journal.outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
 from server.journal.redis import RedisJournal
 from server.journal.sqlite import DEAD_WORKER, SqliteJournal
-from server.journal.sqlite_file import SCHEMA, prepare
+from server.journal.sqlite_file import FRESH, SCHEMA, prepare
 from server.sse import Done
 
 from .conftest import until
@@ -709,6 +709,9 @@ class TestSqlite:
         bob.renew()
         now[0] += LEASE - 1.0
         assert claimed(bob) is None
+        bob.renew()
+        assert not claimed(bob), "ann is given the time for it as well"
+        now[0] += FRESH + 0.1
         bob.renew()
         assert claimed(bob) == parcels(turn)
 
