@@ -11,7 +11,7 @@ from server.journal.memory import MemoryJournal
 from server.journal.outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
 from server.journal.redis import RedisJournal
 from server.journal.sqlite import DEAD_WORKER, SqliteJournal
-from server.journal.sqlite_file import SCHEMA, prepare
+from server.journal.sqlite_file import FRESH, SCHEMA, prepare
 from server.sse import Done
 
 from .conftest import until
@@ -722,6 +722,9 @@ class TestSqlite:
             ann.outbox.claim(["c"])
         begun(bob)
         assert not wishes(ann)
+        assert not claimed(bob), "ann is given the time to renew"
+        now[0] += FRESH + 0.1
+        bob.renew()
         assert next(parcel.turn_id for parcel in claimed(bob)) == turn.id
 
     def test_nothing_stays_of_what_is_delivered_or_expired(self, path, now, ann):

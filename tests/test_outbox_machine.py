@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from server.errors import StoreUnavailable
 from server.journal import LEASE, Batch, closing, memory_outbox, redis_outbox, sqlite_outbox
 from server.journal.outbox import Delivery, Parcel, Receipt
+from server.journal.sqlite_file import FRESH
 from server.sse import Done, Token
 
 from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisStore, SqliteStore, entry
@@ -348,6 +349,7 @@ class Outboxes(RuleBasedStateMachine):
             worker.journal.outbox.park(CONVERSATIONS[0], "refused")
         assert not worker.journal.news({}, 0).wishes, "it holds nothing"
         assert not worker.journal.renew()
+        self.give_time()
         # What nobody has looked for it holds again; of what somebody has looked for, only a claim tells.
         self.holders |= {name: worker for name, sleeper in self.lapsed.items() if sleeper is worker}
         self.do_confirm(worker, [one for one in arrived if one[0].conversation in self.holders])
@@ -368,12 +370,19 @@ class Outboxes(RuleBasedStateMachine):
         self.holders = {name: holder for name, holder in self.holders.items() if holder not in dead}
         self.purge()
 
+    def give_time(self):
+        """Who has renewed too late leaves others the time to renew as well before it takes what they hold."""
+        self.store.forward(FRESH + 0.1)
+        for worker in self.awake:
+            assert worker.journal.renew()
+
     def pass_time(self, seconds):
         """The store was out of reach for so long; then all come back, and find what they had."""
         self.store.forward(seconds)
         assert seconds > LEASE
         for worker in self.awake:
             assert not worker.journal.renew()
+        self.give_time()
         old = [turn for turn in self.turns if turn.undelivered and self.is_over(turn, RETAIN_UNDELIVERED)]
         assert sorted(self.awake[0].journal.outbox.expire(), key=str) == sorted(
             (turn.delivery() for turn in old), key=str

@@ -288,7 +288,8 @@ def renew(connection: sqlite3.Connection, worker: str, now: float) -> bool:
     update = "UPDATE workers SET lease = ? WHERE id = ? AND lease BETWEEN ? AND ?"
     if connection.execute(update, (now + LEASE, worker, now, now + FAR_LEASE)).rowcount == 1:
         return True
-    connection.execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker, now + LEASE))
+    put = "INSERT INTO workers VALUES (:worker, :lease, 0) ON CONFLICT (id) DO UPDATE SET lease = :lease, broken = :now"
+    connection.execute(put, {"worker": worker, "lease": now + LEASE, "now": now})
     return False
 
 

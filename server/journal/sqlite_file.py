@@ -65,6 +65,7 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     ) WITHOUT ROWID;
     CREATE INDEX beginnings_by_time ON beginnings (at);
     """,
+    "ALTER TABLE workers ADD COLUMN broken REAL NOT NULL DEFAULT 0",  # when its lease had last run out, for its clock
 ]
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 
@@ -213,11 +214,12 @@ def in_transaction(connection: sqlite3.Connection, job: Callable[[sqlite3.Connec
 def judges(connection: sqlite3.Connection, worker: str, now: float) -> bool:
     """Whether this worker has renewed its lease so lately that it may call the leases of others ended.
 
-    This transaction may have waited for its turn; the living could not renew meanwhile either. Nor could they just
-    after the clock was set back: its own lease, like theirs, lies too far ahead then.
+    This transaction may have waited for its turn; the living could not renew meanwhile either. When its own lease had
+    run out, or the clock was set, theirs may have as well: they get the time for two renewals.
     """
-    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ?"
-    return connection.execute(renewed, (worker, now + LEASE - FRESH, now + FAR_LEASE)).fetchone() is not None
+    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ? AND broken NOT BETWEEN ? AND ?"
+    values = (worker, now + LEASE - FRESH, now + FAR_LEASE, now - FRESH, now)
+    return connection.execute(renewed, values).fetchone() is not None
 
 
 def forget(connection: sqlite3.Connection, turn_ids: Collection[str]) -> None:

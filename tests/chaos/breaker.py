@@ -13,11 +13,13 @@ import requests
 
 from ..conftest import until
 from ..schedules import break_worker, wait_until
+from .judge import STORE
 from .records import Question
 
 # Seconds for which a fault still explains what fails. A login's waits in the sandbox for the next login; a token that
 # was just renewed is not renewed again for some seconds.
 AFTERMATH = {"outage": 4.0, "login": float("inf"), "expiry": 10.0}
+KEPT = 5.0  # seconds after which a store that is in order again has all that waited for it
 
 
 class Breaker:
@@ -38,6 +40,9 @@ class Breaker:
     def meanwhile(self, began, ended):
         """Kinds of faults that were at work between two moments (monotonic)."""
         spans = [(kind, start, end + AFTERMATH.get(kind, 0.5)) for kind, start, end in list(self._at_work)]
+        for kind, start, end in sorted(spans, key=lambda span: span[1]):
+            if kind in STORE and start <= ended <= end:
+                ended = end + KEPT  # only then is it certain that the end is kept
         return frozenset(kind for kind, start, end in spans if start <= ended and began <= end)
 
     def _strike(self, fault, at):
