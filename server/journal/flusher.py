@@ -12,7 +12,6 @@ from .health import Health
 from .tail import Tail
 
 FLUSH_INTERVAL = 0.25  # seconds; the most that kill -9 can lose
-END_INTERVAL = 0.01  # seconds from a turn's end; where many end, one transaction and one look at the thread for them
 WATCHED_INTERVAL = 0.05  # seconds; while someone on another worker follows the turn
 SLACK = 0.05  # seconds; what is due so soon goes in the same transaction
 MAX_BATCHES = 500  # a transaction; to pack them takes some ten milliseconds, in which nothing else runs
@@ -37,11 +36,8 @@ class Flusher:
             now = time.monotonic()
             tail.flush_by = now + interval(tail, now)
             self._due.set()
-        if not self._health.failing:
-            if at_once or tail.last_id - tail.kept_id > AHEAD // 2:
-                tail.flush_by = 0.0
-            elif tail.ended:
-                tail.flush_by = min(tail.flush_by, time.monotonic() + END_INTERVAL)
+        if (at_once or tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._health.failing:
+            tail.flush_by = 0.0
         if tail.flush_by < self._asleep_until:
             self._hurry.set()
 
