@@ -81,7 +81,8 @@ def of_ids(events: list[Event]) -> Iterator[str]:
 def of_text(text: str, question: Question, who: str) -> Iterator[str]:
     """The answer from its beginning on: nothing twice, nothing out of order, no gap."""
     whole = "".join(question.tokens)
-    if question.fault.get("fault") == "endless":
+    # A try that met an outage has used the fault up; then the answer is an ordinary one.
+    if question.fault.get("fault") == "endless" and not whole.startswith(text):
         whole = "".join(question.tokens[: question.fault["after"]])
         whole += ENDLESS * (max(0, len(text) - len(whole)) // len(ENDLESS) + 1)
     if not whole.startswith(text):

@@ -113,12 +113,19 @@ class Round:
             for turn in turns:
                 self._report.turns[turn.state["status"]] += 1
                 self._report.readers += len(turn.readings)
-                self._report.violations += [f"{turn}: {fault}" for fault in violations(turn)]
+                if found := violations(turn):
+                    self._report.violations += [f"{turn}: {fault}" for fault in [*found, *self._logged(turn)]]
             if turns:
                 name = turns[0].question.conversation
                 found = of_conversation(self._world.sandbox.conversation(name), turns)
                 ids = [turn.id for turn in turns]
                 self._report.violations += [f"conversation {name} of the turns {ids}: {fault}" for fault in found]
+
+    def _logged(self, turn):
+        """What the server's log says of a turn."""
+        lines = (line for line in self._world.relay.log if line.get("turn") == turn.id)
+        shown = ("time", "message", "status", "code", "detail")
+        return ["log: " + " ".join(str(line[name]) for name in shown if name in line) for line in lines][:10]
 
     def _settled(self, asker, readings, began):
         """The turn, once it has ended and its text is delivered, or cannot be waited for any longer."""

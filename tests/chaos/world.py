@@ -32,7 +32,7 @@ SETTINGS = {
     "SECRET_KEY": "what-signs-the-tickets-of-this-run",
     "RETAIN_SECONDS": str(RETAIN),
     "DISCONNECT_GRACE": "15",
-    "GATEWAY_IDLE_TIMEOUT": "6",
+    "GATEWAY_IDLE_TIMEOUT": "10",
     "GATEWAY_TIMEOUT": "25",
     "GUNICORN_CMD_ARGS": "--max-requests 200 --max-requests-jitter 200",
 }
