@@ -41,6 +41,6 @@ clean:  ## remove what the other commands have made
 	@touch $@
 
 .venv/.test: requirements-dev.txt requirements.txt sandbox/requirements.txt tests/npm/package-lock.json
-	@.ci/setup requirements-dev.txt chromium=chromium redis-server=redis-server nginx=nginx-light curl=curl npm=npm strace=strace
+	@.ci/setup requirements-dev.txt chromium=chromium redis-server=redis-server nginx=nginx-light curl=curl npm=npm strace=strace cc=build-essential
 	@npm ci --prefix tests/npm --silent --no-audit --no-fund
 	@touch $@ .venv/.run
