@@ -2,33 +2,38 @@
 
 from typing import Any
 
-from gevent import get_hub
-from gevent.hub import Waiter
+from gevent import get_hub, getcurrent
 
 
 class Bell:
-    """Cheaper than an Event: one waiter, no timer. A ring while no one waits is not lost."""
+    """Cheaper than an Event: one who waits, no timer, nothing made for a wait. A ring while no one waits is not lost."""
 
-    __slots__ = ("_rung", "_waiter")
+    __slots__ = ("_is_called", "_rung", "_waiting")
 
     def __init__(self) -> None:
         self._rung = False
-        self._waiter: Waiter[Any] | None = None
+        self._waiting: Any = None  # the greenlet
+        self._is_called = False  # whether `_call` is about to run
 
     def ring(self) -> None:
         """May be called from any greenlet or the hub, any number of times."""
         self._rung = True
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            # Only the hub may switch to a waiter.
-            get_hub().loop.run_callback(waiter.switch, None)
+        if self._waiting is not None and not self._is_called:
+            self._is_called = True
+            # Only the hub may switch to one who waits.
+            get_hub().loop.run_callback(self._call)
 
     def wait(self) -> None:
         """Returns once it has rung since the last wait. Never two greenlets at once."""
-        if not self._rung:
-            waiter = self._waiter = Waiter()
+        while not self._rung:
+            self._waiting = getcurrent()
             try:
-                waiter.get()
+                get_hub().switch()
             finally:
-                self._waiter = None
+                self._waiting = None
         self._rung = False
+
+    def _call(self) -> None:
+        self._is_called = False
+        if self._waiting is not None:
+            self._waiting.switch()
