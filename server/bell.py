@@ -6,7 +6,7 @@ from gevent import get_hub, getcurrent
 
 
 class Bell:
-    """Cheaper than an Event: one who waits, no timer, nothing made for a wait. A ring while no one waits is not lost."""
+    """Cheaper than an Event: one who waits, no timer, nothing made for it. A ring while no one waits is not lost."""
 
     __slots__ = ("_is_called", "_rung", "_waiting")
 
