@@ -136,7 +136,7 @@ class Round:
         def is_settled():
             nonlocal state
             state = asker.state()
-            return state["status"] != "running" and state["transcript"]["state"] == "delivered"
+            return state["status"] != "running" and (state["transcript"] or {}).get("state") == "delivered"
 
         self._patience = asker._patience = Patience(CALM)
         try:
