@@ -1,6 +1,7 @@
 """What a seed stands for: which questions are asked, by whom they are read, and what breaks when. Pure."""
 
 import random
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from sandbox.faults import GATEWAY, OAUTH
@@ -52,13 +53,15 @@ class Plan(NamedTuple):
     faults: list[Fault]
 
 
-def make_plan(seed: int, seconds: float) -> Plan:
+def make_plan(seed: int, seconds: float, without: Collection[str] = ()) -> Plan:
+    """`without` are kinds of faults that do not come."""
+    kinds = {kind: weight for kind, weight in KINDS.items() if kind not in without}
     dice = random.Random(seed)
     heavy = list(HEAVY)
     questions = []
     for number in range(max(1, int(seconds * CONVERSATIONS))):
         questions += conversation(dice, f"chaos-{seed}-{number}", dice.uniform(0, seconds * 0.9), heavy)
-    faults = [fault(dice, dice.uniform(0, seconds)) for _ in range(int(seconds * FAULTS))]
+    faults = [fault(dice, dice.uniform(0, seconds), kinds) for _ in range(int(seconds * FAULTS))]
     return Plan(questions, sorted(faults, key=lambda one: one.at))
 
 
@@ -117,8 +120,8 @@ def reader(dice: random.Random) -> Reader:
     )
 
 
-def fault(dice: random.Random, at: float) -> Fault:
-    kind = dice.choices(list(KINDS), KINDS.values())[0]
+def fault(dice: random.Random, at: float, kinds: Mapping[str, int]) -> Fault:
+    kind = dice.choices(list(kinds), kinds.values())[0]
     details: Any = None
     if kind in REPLACING:
         at *= LAST_REPLACED

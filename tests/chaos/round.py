@@ -31,13 +31,13 @@ class Report:
     violations: list[str] = field(default_factory=list)
 
 
-def run(seed, seconds, store=None):
-    """Runs one; without a store the seed chooses it."""
+def run(seed, seconds, store=None, without=()):
+    """Runs one; without a store the seed chooses it. `without` are kinds of faults that do not come."""
     store = store or random.Random(seed).choice(["sqlite", "redis"])
     report = Report(seed, store)
     world = World(store)
     try:
-        Round(world, seed, seconds, report).run()
+        Round(world, make_plan(seed, seconds, without), seconds, report).run()
     except AssertionError as error:
         report.violations.append(f"the round broke off: {error}")
     finally:
@@ -46,11 +46,11 @@ def run(seed, seconds, store=None):
 
 
 class Round:
-    def __init__(self, world, seed, seconds, report):
+    def __init__(self, world, plan, seconds, report):
         self._world = world
-        self._plan = make_plan(seed, seconds)
+        self._plan = plan
         self._report = report
-        self._breaker = Breaker(world, random.Random(seed + 1))
+        self._breaker = Breaker(world, random.Random(report.seed + 1))
         self._patience = Patience(seconds + AFTER)
         self._readers = ThreadPoolExecutor(THREADS)
         self._read = []  # asker, its futures of readings, began
