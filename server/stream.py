@@ -65,10 +65,13 @@ class Stream:
     def _write(self, outlet: Outlet) -> None:
         """Writes all that comes. Raises OSError."""
         self._follower.send_now = lambda events: outlet.offer(self._encode(events) or sse.PING)
-        for batch in self._batches:
-            # One that is behind was woken for what waits, and needs no ping.
-            outlet.send(self._encode(batch) or (b"" if outlet.is_behind else sse.PING))
-        outlet.send(self._farewell())
+        try:
+            for batch in self._batches:
+                # One that is behind was woken for what waits, and needs no ping.
+                outlet.send(self._encode(batch) or (b"" if outlet.is_behind else sse.PING))
+            outlet.send(self._farewell())
+        finally:
+            self._follower.send_now = None  # it holds the stream, which holds the follower
 
     def _farewell(self) -> bytes:
         return sse.come_back(random) if self._follower.dismissed else b""
