@@ -219,3 +219,17 @@ def test_a_ping_does_not_overtake_and_is_not_lost():
     one.append(Done(2, "complete"))
     one.greenlet.get(timeout=5)
     assert [event for batch in one.taken for event in batch] == [Token(1, "a"), Done(2, "complete")]
+
+
+def test_what_cannot_be_sent_breaks_the_follower_alone():
+    one = Audience()
+    other = one.tail.follow()
+
+    def refuse(events):
+        raise ValueError("no bytes for this")
+
+    one.follower.send_now = refuse
+    one.append(Done(1, "complete"))
+    one.greenlet.get(timeout=5)
+    assert one.taken == [[Done(1, "complete")]], "its own greenlet takes them, to meet what is wrong"
+    assert other.take() == [Done(1, "complete")]

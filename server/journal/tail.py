@@ -164,13 +164,18 @@ class Follower:
 
     def offer(self, events: list[Event]) -> None:
         """There are new events. While the client keeps up, they are sent here and now, and no greenlet is woken: that
-        saves a third of a token's cost (`make bench`)."""
+        saves a fifth of a token's cost."""
         if not self._is_idle or self.send_now is None or events[0].id <= self.cursor or len(events) > READ_LIMIT:
+            self.wake()
+            return
+        try:
+            is_sent = self.send_now(events)
+        except Exception:  # noqa: BLE001 - it takes these events again, and meets it where it hurts no one else
             self.wake()
             return
         self.cursor = events[-1].id
         self.waiting_since = time.monotonic()
-        if not self.send_now(events):
+        if not is_sent:
             self.nudge()  # the rest waits for its client, which only the follower's own greenlet may do
         elif self._tail.ended:
             self.wake()
