@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from server.completion_answer import Chunks, Head, Whole
 from server.errors import AnswerCancelled, AnswerCut, InternalError
-from server.routes.openai import pieces
 from server.sse import PING, Done, Extra, Failure, Retrying, Token
+from server.stream import Stream
 
 HEAD = Head("turn-1", 1_800_000_000, "m")
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
@@ -78,7 +79,9 @@ def test_the_role_is_said_once_and_not_for_a_retry_that_waits():
 
 def test_while_nothing_comes_there_are_pings_which_are_comments():
     batches = [[], [Retrying(1.0, "rate_limited")], [Token(1, "a")]]
-    ping, also, piece = pieces(batches, Chunks(HEAD, False))
+    stream = Stream(SimpleNamespace(dismissed=False), None, Chunks(HEAD, False).encode, batches=batches)
+    opening, ping, also, piece, farewell = stream
+    assert (opening, farewell) == (b"", b"")
     assert (ping, also) == (PING, PING)
     assert PING.startswith(b":")
     assert chunks_of(piece)

@@ -149,12 +149,12 @@ def test_the_state_is_told_while_it_runs_and_after(pair, sandbox, prompt, conver
         assert "error" not in state
 
 
-def test_the_state_of_a_failed_stream_says_why(relay, sandbox, prompt):
+def test_the_state_of_a_failed_stream_says_why(lasting_relay, sandbox, prompt):
     sandbox.script(prompt, TOKENS)
     sandbox.fault("gateway", "no_finish", prompt=prompt)
-    stream = relay.begin(prompt)
-    relay.follow(stream).finish()
-    state = relay.state(stream)
+    stream = lasting_relay.begin(prompt)
+    lasting_relay.follow(stream).finish()
+    state = lasting_relay.state(stream)
     assert (state["status"], state["code"], state["text"]) == ("failed", "answer_cut", "t0 t1 t2 ")
 
 
