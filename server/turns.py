@@ -226,8 +226,12 @@ class Turns:
         return entry
 
     def turns_of(self, conversation_id: str, caller: str) -> list[Entry]:
-        """The newest that this caller began in a conversation, oldest first. Raises StoreUnavailable."""
-        return self._journal.turns_of(conversation_id, caller, LIST_LIMIT)
+        """The newest that this caller began in a conversation, oldest first. Raises StoreUnavailable.
+
+        Those that run here are ahead of the journal: who has just read a turn's end finds it ended.
+        """
+        found = self._journal.turns_of(conversation_id, caller, LIST_LIMIT)
+        return [self._turns[entry.id].entry if entry.id in self._turns else entry for entry in found]
 
     def follow(self, entry: Entry, cursor: int, can_return: bool = True) -> Follower:
         """Someone who reads here; `leave` gives it back. Raises BadCursor for a cursor that no one can have."""
