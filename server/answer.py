@@ -48,6 +48,12 @@ class Answer(Iterator[Event]):
         return response
 
 
+def join(follower: Follower, client: Client) -> None:
+    """Follows for a client, until `leave`: that it goes is noticed, and it can be hung up on."""
+    follower.on_drop = client.hang_up
+    client.watch(follower.lose)
+
+
 def leave(turns: Turns, follower: Follower, client: Client) -> None:
     client.forget()
     turns.leave(follower)
@@ -55,8 +61,7 @@ def leave(turns: Turns, follower: Follower, client: Client) -> None:
 
 def read(follower: Follower, client: Client) -> Iterator[Event]:
     """What comes, one by one; whoever reads leaves."""
-    follower.on_drop = client.hang_up
-    client.watch(follower.lose)
+    join(follower, client)
     try:
         for batch in follower:
             for event in batch:

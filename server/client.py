@@ -13,10 +13,10 @@ from typing import Any
 
 from gevent import get_hub, monkey
 
+from .inlet import READ
 from .outlet import Outlet
 
 HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
-READ = 1  # libev's EV_READ
 LOOK_INTERVAL = 0.5  # seconds between two looks at a client whose unread data hide its hang-up from the event loop
 # Milliseconds of unacknowledged data until the kernel gives up (RFC 5482): a phone out of reach never hangs up.
 USER_TIMEOUT_MS = 30_000

@@ -233,9 +233,7 @@ class Chat:
             raise TurnTimedOut
         self.silent_since = now
         try:
-            return response.read_some()
-        except (OSError, HTTPParseError) as error:
-            raise broken_off(error, response) from None
+            return read_some(response)
         finally:
             self.silent_since = None
 
@@ -267,11 +265,7 @@ def read_some(response: Answer) -> bytes:
     try:
         return response.read_some()
     except (OSError, HTTPParseError) as error:
-        raise broken_off(error, response) from None
-
-
-def broken_off(error: Exception, response: Answer) -> AnswerCut:
-    return with_correlation(AnswerCut(detail=type(error).__name__), response)
+        raise with_correlation(AnswerCut(detail=type(error).__name__), response) from None
 
 
 def refusal(response: Answer) -> GatewayError:

@@ -46,10 +46,10 @@ TICK = 0.1  # seconds between two looks at what is left
 LAST_WORDS = 3.0  # seconds at the end of the drain for followers to be told
 WRITE_TIMEOUT = 30.0  # seconds that one write to a client may take; a plain answer, of some MB at most, is one
 NOT_OURS = (InvalidResponseHeader, InvalidResponseHeaderName)  # gunicorn counts them with what clients send
+MAX_FILES = 65_536  # descriptors; where the system sets no limit at all
+
 # Where each greenlet was spawned is for debuggers: a copy of the stack a greenlet, two greenlets a stream.
 gevent.config.track_greenlet_tree = False
-
-MAX_FILES = 65_536  # descriptors; where the system sets no limit at all
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types

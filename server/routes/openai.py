@@ -11,7 +11,7 @@ from flask import Blueprint, Response, after_this_request, current_app, jsonify,
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import MethodNotAllowed
 
-from ..answer import leave
+from ..answer import join, leave
 from ..client import Client
 from ..completion_answer import Chunks, Head, Whole, failure
 from ..completion_request import DEFAULT_MODEL, CompletionRequest, read_completion
@@ -67,8 +67,7 @@ def complete_chat() -> Response:
     # Such a client knows no cursor: it cannot come back to another worker.
     follower = relay.turns.follow(entry, 0, can_return=False)
 
-    follower.on_drop = client.hang_up
-    client.watch(follower.lose)
+    join(follower, client)
     try:
         if asked.stream:
             response = stream(follower, client, Chunks(head, asked.include_usage))

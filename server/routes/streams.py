@@ -13,7 +13,7 @@ from werkzeug.routing import PathConverter
 
 from .. import sse
 from ..access.caller import Caller
-from ..answer import leave
+from ..answer import join, leave
 from ..client import Client
 from ..errors import (
     BadCursor,
@@ -263,8 +263,7 @@ def uncached(response: Response) -> Response:
 def stream_response(relay: Relay, entry: Entry, follower: Follower, head: bytes = b"") -> Response:
     """`head` goes before the events that the follower brings."""
     client = Client(request.environ)
-    follower.on_drop = client.hang_up
-    client.watch(follower.lose)
+    join(follower, client)
     response = StreamResponse(Stream(follower, client, sse.encode, sse.opening(follower.cursor) + head))
     response.headers["X-Stream-Id"] = entry.id
     response.headers["Access-Control-Expose-Headers"] = "X-Stream-Id"
