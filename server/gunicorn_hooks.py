@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .journal.engines import prepare_or_exit
-from .master import Reloads
+from .master import Reloads, spare_births
 from .metrics_folder import clear_slot, keep_slot, make_folder, take_slot
 from .settings import Settings, leave, load_for_app, load_or_exit
 from .worker import check_before_reload, hurry_on_second_term, look_before_start
@@ -67,6 +67,7 @@ def take_charge(arbiter: Any, read: Callable[[], Settings]) -> None:
     `read` gives the settings that a reload would find.
     """
     Reloads(arbiter)
+    spare_births(arbiter)
     hurry_on_second_term(arbiter)
     check_before_reload(arbiter, read)
 

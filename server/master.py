@@ -1,6 +1,9 @@
 """gunicorn's master, where a deploy needs more of it. It reads this before anything is patched: no sockets here."""
 
+import signal
 from typing import Any
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class Reloads:
@@ -44,3 +47,21 @@ class Reloads:
 
 class Reloaded(Exception):
     """All of a reload is done but the wait."""
+
+
+def spare_births(arbiter: Any) -> None:
+    """Has a worker that is told to stop as it is born hear of it once it can.
+
+    Until it has handlers of its own (see Worker.init_process) a signal would reach the master's, in a copy of the
+    master that no one runs: it would be lost, and the master would wait for graceful_timeout.
+    """
+    spawn = arbiter.spawn_worker
+
+    def spawn_worker() -> Any:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            return spawn()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    arbiter.spawn_worker = spawn_worker

@@ -34,6 +34,7 @@ from . import surroundings
 from .access.keys import read_file
 from .errors import AddressTooLong, BadRequest, HeadersTooLarge
 from .journal.engines import prepare_store
+from .master import STOPS
 from .settings import Settings, SettingsError, leave
 from .telemetry import redact
 
@@ -75,8 +76,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def init_process(self) -> None:
         # gunicorn's handlers come only after patching and hub set-up; a signal in between would be the master's, and
         # lost. A worker that has not started has nothing to tell.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in STOPS:
             signal.signal(number, lambda *_: os._exit(0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # the master has held them back: see master.spare_births
         raise_file_limit()
         settle_config(self.cfg)
         super().init_process()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from .conftest import until
+from .conftest import RelayServer, until
 
 TOKENS = [f"t{i} " for i in range(120)]
 STREAMS = 80  # followed by clients who come back
@@ -141,3 +141,29 @@ def test_a_follower_on_its_way_to_another_worker_is_waited_for(start_relay, sand
     again = until(lambda: new_answer(relay, answer.id), "another worker answers")
     sandbox.receipt(prompt, 2)
     assert again.finish().text == "b "
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_is_told_to_stop_as_it_is_born_does(number, start_relay, tmp_path, monkeypatch):
+    birth, born = tmp_path / "birth", tmp_path / "born"
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text(
+        f"exec(open({str(RelayServer.config)!r}).read())\n"
+        "import os, time\n"
+        "keep = post_fork\n"
+        "def post_fork(arbiter, worker):\n"
+        f"    open({str(birth)!r}, 'a').close()\n"
+        f"    while worker.age > 1 and not os.path.exists({str(born)!r}):\n"
+        "        time.sleep(0.01)\n"
+        "    keep(arbiter, worker)\n"
+    )
+    monkeypatch.setattr(RelayServer, "config", config)
+    relay = start_relay()
+    (first,) = relay.workers
+    birth.unlink()
+    relay.process.process.send_signal(signal.SIGHUP)
+    until(birth.exists, "another worker is being born")
+    relay.process.process.send_signal(number)
+    until(lambda: first not in relay.workers, "the first has been told")
+    born.touch()
+    assert relay.process.process.wait(10) == 0, "and so was the other, which no one waits out"
