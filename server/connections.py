@@ -101,6 +101,7 @@ class Answer(HTTPResponse):
         self._give_back = give_back
         self._inlet: Inlet | None = None
         self._dirty = False
+        self._body: list[bytes] = []  # what has come of it and no one has taken yet
 
     def ask(self, request: bytes) -> "Answer":
         """Sends the request and waits for the head; without one, the connection is closed."""
@@ -121,12 +122,21 @@ class Answer(HTTPResponse):
 
     def read_some(self) -> bytes:
         """What has arrived of the body, at least one byte; b"" at its end. Raises OSError or HTTPParseError."""
-        buffer = self._body_buffer
-        while not buffer and not self.ended:
+        while not self._body and not self.ended:
             self._receive()
-        data = bytes(buffer)
-        buffer.clear()
-        return data
+        return self._take_body()
+
+    def drive(self, take: Callable[[bytes], bool]) -> None:
+        """Calls `take` with the body as it arrives, until it says False or all has come. It must not wait: see
+        Inlet.drive. Raises OSError, HTTPParseError, and what `take` raises."""
+        if (self._body and not take(self._take_body())) or self.ended:
+            return
+
+        def pass_on(data: bytes) -> bool:
+            self._accept(data)
+            return (not self._body or take(self._take_body())) and not self.ended
+
+        self._open_inlet.drive(BLOCK_SIZE, pass_on)
 
     def release(self) -> None:
         """Gives the connection back where another answer can follow on it, else closes it."""
@@ -141,10 +151,16 @@ class Answer(HTTPResponse):
         else:
             sock.close()
 
-    def _receive(self) -> None:
+    @property
+    def _open_inlet(self) -> Inlet:
         if self._inlet is None:
             raise ConnectionAbortedError("released")
-        data = self._inlet.read(BLOCK_SIZE)
+        return self._inlet
+
+    def _receive(self) -> None:
+        self._accept(self._open_inlet.read(BLOCK_SIZE))
+
+    def _accept(self, data: bytes) -> None:
         try:
             self.feed(data)  # nothing at all ends a body that has no other end
         except HTTPParseError:
@@ -157,6 +173,14 @@ class Answer(HTTPResponse):
         self._dirty = True
         if not self.ended:
             raise ConnectionResetError("closed before the end")
+
+    def _take_body(self) -> bytes:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        return body
+
+    def _on_body(self, buffer: bytearray) -> None:
+        self._body.append(bytes(buffer))
 
     def _on_message_begin(self) -> None:
         if self.ended:

@@ -1,4 +1,4 @@
-"""The LLM gateway: asks, retries while no token has come, and yields the answer's deltas as they arrive.
+"""The LLM gateway: asks, retries while no token has come, and passes the answer's deltas on as they arrive.
 
 Plain blocking code. There is no timer a read: whoever drives an answer watches `silent_since` and the turn's deadline,
 and throws GatewayStalled or TurnTimedOut into the greenlet that reads.
@@ -6,10 +6,10 @@ and throws GatewayStalled or TurnTimedOut into the greenlet that reads.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from random import random
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import gevent
 import orjson
@@ -46,6 +46,19 @@ FINISH_WAIT = 2.0  # seconds after finish_reason for usage and [DONE], which nee
 RETRYABLE = (RateLimited, GatewayUnavailable, AnswerCut)  # and only before the first text
 
 
+class Taker(Protocol):
+    """Gets an answer's deltas in order, all that have arrived at once."""
+
+    def take(self, deltas: Sequence[Delta | Retrying]) -> None:
+        """A Retrying comes before each wait for another try. May wait."""
+
+    def take_now(self, deltas: Sequence[Delta], now: float) -> bool:
+        """The same, called in the hub, where it must not wait: False where it would have to, and has taken nothing.
+
+        `now` is in seconds of the monotonic clock.
+        """
+
+
 class Gateway:
     """One organisation's gateway. `connections` bounds those that are kept open without an answer under way."""
 
@@ -56,7 +69,7 @@ class Gateway:
         self._connections = Connections(settings.genesys_gateway_url, keep=connections)
 
     def open_chat(self, prompt: Prompt, turn_id: str, deadline: float, span: Span) -> "Chat":
-        """A question, not asked before it is iterated. `deadline` is in seconds of the monotonic clock."""
+        """A question, not asked before its answer is read. `deadline` is in seconds of the monotonic clock."""
         return Chat(self, prompt, turn_id, deadline, span)
 
     def close(self) -> None:
@@ -114,7 +127,7 @@ class Gateway:
 
 
 class Chat:
-    """One question and its answer. Iterating blocks the greenlet; it may be done once."""
+    """One question and its answer."""
 
     def __init__(self, gateway: Gateway, prompt: Prompt, turn_id: str, deadline: float, span: Span) -> None:
         self.silent_since: float | None = None  # monotonic seconds, while the gateway's next byte is awaited
@@ -130,15 +143,15 @@ class Chat:
         self._finish_by: float | None = None  # set by the finish_reason
         self._response: Answer | None = None
 
-    def __iter__(self) -> Iterator[Sequence[Delta | Retrying]]:
-        """Yields deltas in order, all that have arrived at once; a Retrying before each wait for another try.
+    def read(self, taker: Taker) -> None:
+        """Asks, and returns once `taker` has the whole answer; may be done once.
 
         Tries again (429, 5xx, no connection, cut off) only as long as no text has come.
         Raises GatewayError or CredentialsError.
         """
         for attempt in range(1, self._gateway.tries + 1):
             try:
-                yield from self._try(attempt)
+                self._try(attempt, taker)
                 return
             except RETRYABLE as error:
                 self._drop_response()
@@ -149,7 +162,7 @@ class Chat:
                 if attempt == self._gateway.tries or wait > patience:
                     raise without_answer(error) from None
                 self._note_retry(attempt, wait, error)
-                yield [Retrying(wait, error.code)]
+                taker.take([Retrying(wait, error.code)])
                 gevent.sleep(wait)
 
     def close(self) -> None:
@@ -167,36 +180,66 @@ class Chat:
             self._response.release()
             self._response = None
 
-    def _try(self, attempt: int) -> Iterator[Sequence[Delta | Retrying]]:
+    def _try(self, attempt: int, taker: Taker) -> None:
         span = self._span.child("chat", {"gen_ai.operation.name": "chat", "relay.attempt": attempt})
         failed = None
         try:
-            yield from self._answer(span)
+            self._response = response = self._ask(span)
+            self._pass_on(response, taker)
         except RelayError as error:
             failed = error.code
             raise
         finally:
             span.end(failed)
 
-    def _answer(self, span: Span) -> Iterator[Sequence[Delta | Retrying]]:
-        self._response = response = self._ask(span)
+    def _pass_on(self, response: Answer, taker: Taker) -> None:
         refuse_other_content(response)
         reader = ChunkReader()
         try:
             while not reader.done:
-                data = self._read_after_finish(response) if reader.finished else self._read(response)
-                deltas = reader.feed(data) if data else reader.end()
-                if deltas:
-                    self._started = self._started or any(delta.text or delta.choice for delta in deltas)
-                    yield deltas
-                if not data:
+                if not reader.finished and not response.ended:
+                    self._drive(response, reader, taker)
+                elif data := self._read_after_finish(response):
+                    self._take(reader.feed(data), taker)
+                else:
+                    self._take(reader.end(), taker)
                     return
         except Broken as broken:
-            if broken.deltas:
-                self._started = self._started or any(delta.text or delta.choice for delta in broken.deltas)
-                yield broken.deltas
+            self._take(broken.deltas, taker)
             raise with_correlation(broken.reason, response) from None
         self._done = True
+
+    def _drive(self, response: Answer, reader: ChunkReader, taker: Taker) -> None:
+        """Passes on in the hub what arrives, until something must be waited for, or the answer is whole.
+
+        Raises Broken, AnswerCut or TurnTimedOut.
+        """
+        late: list[Delta] = []
+
+        def take_now(data: bytes) -> bool:
+            nonlocal late
+            self.silent_since = now = time.monotonic()
+            deltas = reader.feed(data)
+            if self._started and (not deltas or taker.take_now(deltas, now)):
+                return not reader.finished and not reader.done
+            late = deltas
+            return False
+
+        self.silent_since = time.monotonic()
+        if self.silent_since > self._deadline:
+            raise TurnTimedOut
+        try:
+            response.drive(take_now)
+        except (OSError, HTTPParseError) as error:
+            raise cut(error, response) from None
+        finally:
+            self.silent_since = None
+        self._take(late, taker)
+
+    def _take(self, deltas: Sequence[Delta], taker: Taker) -> None:
+        if deltas:
+            self._started = self._started or any(delta.text or delta.choice for delta in deltas)
+            taker.take(deltas)
 
     def _ask(self, span: Span) -> Answer:
         """The answer's head, with a second token where the first is refused. Raises what the status means."""
@@ -226,19 +269,8 @@ class Chat:
         span.set({"http.response.status_code": response.status_code, "genesys.correlation_id": self.correlation})
         return response
 
-    def _read(self, response: Answer) -> bytes:
-        """What has arrived; b"" at the end of the body. Raises AnswerCut or TurnTimedOut."""
-        now = time.monotonic()
-        if now > self._deadline:
-            raise TurnTimedOut
-        self.silent_since = now
-        try:
-            return read_some(response)
-        finally:
-            self.silent_since = None
-
     def _read_after_finish(self, response: Answer) -> bytes:
-        """The same once the answer is whole: a connection that breaks or goes silent now has ended it."""
+        """What has arrived once the answer is whole: a connection that breaks or goes silent now has ended it."""
         now = time.monotonic()
         if self._finish_by is None:
             self._finish_by = now + FINISH_WAIT
@@ -265,7 +297,11 @@ def read_some(response: Answer) -> bytes:
     try:
         return response.read_some()
     except (OSError, HTTPParseError) as error:
-        raise with_correlation(AnswerCut(detail=type(error).__name__), response) from None
+        raise cut(error, response) from None
+
+
+def cut(error: Exception, response: Answer) -> AnswerCut:
+    return with_correlation(AnswerCut(detail=type(error).__name__), response)
 
 
 def refusal(response: Answer) -> GatewayError:

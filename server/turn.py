@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 
@@ -51,6 +51,15 @@ class Lost(gevent.GreenletExit):  # type: ignore[misc]
 Reason = RelayError | Cancelled | Lost
 
 
+class Lease(Protocol):
+    """What lets this worker write its turns. Looked at before each step."""
+
+    lease_ends: float  # monotonic seconds
+
+    def wait_for_lease(self, to_end: bool = False) -> None:
+        """Waits until it is known which turns are still this worker's own. See journal.courier."""
+
+
 class Turn:
     """One answer in the making. Made by `Turns.start`."""
 
@@ -59,12 +68,12 @@ class Turn:
         entry: Entry,
         tail: Tail,
         chat: Chat,
-        wait_for_lease: Callable[..., None],
+        lease: Lease,
         on_events: Callable[[Tail], None],
         span: Span,
         content: Content | None = None,
     ) -> None:
-        """`wait_for_lease` is called before each step, `on_events` when there is something new for the journal.
+        """`on_events` is called when there is something new for the journal.
 
         `content` is for a log that may hold it.
         """
@@ -77,7 +86,7 @@ class Turn:
         self.unfollowed_since: float | None = self.began
         self._entry = entry
         self._watched_until = 0.0
-        self._wait_for_lease = wait_for_lease
+        self._lease = lease
         self._on_events = on_events
         self._content = content
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
@@ -150,7 +159,7 @@ class Turn:
         try:
             status, error = self._answer()
             self._ending = True
-            self._breakable(self._wait_for_lease, True)
+            self._breakable(self._lease.wait_for_lease, True)
             self._end(status, error)
         except Lost:
             self._end_as_told()
@@ -165,7 +174,7 @@ class Turn:
         try:
             if self._end_asked is not None:
                 raise self._end_asked
-            self._breakable(self._read)
+            self._breakable(self.chat.read, self)
         except Cancelled as cancelled:
             self._cancelled_for = str(cancelled)
             return "cancelled", None
@@ -186,13 +195,20 @@ class Turn:
         finally:
             self._can_break = False
 
-    def _read(self) -> None:
-        for deltas in self.chat:
-            self._wait_for_lease()
-            self._take(deltas)
-            self.tail.wait_for_room()
+    def take(self, deltas: Sequence[Delta | Retrying]) -> None:
+        """See gateway.Taker."""
+        self._lease.wait_for_lease()
+        self._add(deltas, time.monotonic())
+        self.tail.wait_for_room()
 
-    def _take(self, deltas: Sequence[Delta | Retrying]) -> None:
+    def take_now(self, deltas: Sequence[Delta], now: float) -> bool:
+        """See gateway.Taker. The first text is told to tracers, who may wait."""
+        if self._measure.first is None or now >= self._lease.lease_ends or self.tail.is_full:
+            return False
+        self._add(deltas, now)
+        return True
+
+    def _add(self, deltas: Sequence[Delta | Retrying], now: float) -> None:
         events: list[Event] = []
         next_id = self.tail.last_id + 1
         texts = 0
@@ -215,16 +231,16 @@ class Turn:
             if self.state == "starting":
                 self._move("streaming")
             if texts:
-                self._note_texts(texts)
+                self._note_texts(texts, now)
             self.tail.append(events)
             self._on_events(self.tail)
         if self._chars > MAX_ANSWER_CHARS:
             raise AnswerTooLong
 
-    def _note_texts(self, count: int) -> None:
+    def _note_texts(self, count: int, now: float) -> None:
         if self._measure.first is None:
             self._span.note("first_token")
-        self._measure.take(time.monotonic(), count)
+        self._measure.take(now, count)
 
     def _end(self, status: str, error: RelayError | None = None) -> None:
         self._move(status)

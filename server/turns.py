@@ -181,7 +181,7 @@ class Turns:
         chat = self._gateway.open_chat(prompt, entry.id, time.monotonic() + self._settings.gateway_timeout, span)
         content = Content(entry.id, prompt) if self._settings.log_content else None
         tail = Tail(entry.id, self._journal)
-        turn = Turn(entry, tail, chat, self._courier.wait_for_lease, self._flusher.note, span, content)
+        turn = Turn(entry, tail, chat, self._courier, self._flusher.note, span, content)
         self._running += 1
         self.idle.clear()
         found = None

@@ -1,5 +1,6 @@
 """What a token costs, in counts that are the same on every machine: system calls, Python's calls, and memory blocks."""
 
+import math
 import re
 import signal
 import subprocess
@@ -82,10 +83,15 @@ def turn():
             tail.kept(tail.last_id)
 
     class Nothing:
+        lease_ends = math.inf
+
         def note(self, *anything):
             pass
 
-    turn = Turn(entry, tail, None, lambda: None, keep, Nothing())
+        def wait_for_lease(self):
+            pass
+
+    turn = Turn(entry, tail, None, Nothing(), keep, Nothing())
     turn.sent = 0
 
     def send(events):
@@ -101,7 +107,9 @@ def turn():
 def feed(turn, count):
     reader = ChunkReader()
     for _ in range(count):
-        turn._take(reader.feed(LINE))
+        deltas = reader.feed(LINE)
+        if not turn.take_now(deltas, time.monotonic()):
+            turn.take(deltas)
 
 
 def test_a_token_takes_no_more_calls_than_it_did(turn):

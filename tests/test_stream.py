@@ -138,6 +138,81 @@ def test_a_fast_sender_does_not_have_the_worker_to_itself(pair):
     assert max(b - a for a, b in pairwise(turns)) <= 8, "reads in a row"
 
 
+def test_what_comes_is_taken_while_its_reader_sleeps(pair):
+    ours, theirs = pair
+    inlet = Inlet(ours)
+    taken = []
+
+    def take(data):
+        taken.append((data, gevent.getcurrent() is gevent.get_hub()))
+        return data != b"last"
+
+    reader = gevent.spawn(inlet.drive, 100, take)
+    for piece in (b"first", b"second", b"last"):
+        gevent.sleep(0)
+        theirs.sendall(piece)
+        waited = until_taken(taken, piece)
+        assert waited, "in the hub"
+    reader.get(timeout=5)
+    theirs.sendall(b"for the next")
+    assert inlet.read(100) == b"for the next"
+    inlet.close()
+
+
+def until_taken(taken, piece):
+    with gevent.Timeout(5):
+        while not taken or taken[-1][0] != piece:
+            gevent.sleep(0.001)
+    return taken[-1][1]
+
+
+def test_who_takes_is_told_of_the_end_and_its_failure_reaches_the_reader(pair):
+    ours, theirs = pair
+    inlet = Inlet(ours)
+    taken = []
+
+    def take(data):
+        taken.append(data)
+        if data == b"bad":
+            raise ValueError("what I met")
+        return bool(data)
+
+    reader = gevent.spawn(inlet.drive, 100, take)
+    gevent.sleep(0)
+    theirs.sendall(b"bad")
+    with pytest.raises(ValueError, match="what I met"):
+        reader.get(timeout=5)
+    reader = gevent.spawn(inlet.drive, 100, take)
+    gevent.sleep(0)
+    theirs.close()
+    reader.get(timeout=5)
+    assert taken == [b"bad", b""]
+    inlet.close()
+
+
+def test_a_reader_that_sleeps_can_be_called_off(pair):
+    ours, theirs = pair
+    inlet = Inlet(ours)
+    taken = []
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        inlet.drive(100, lambda data: taken.append(data) or True)
+    theirs.sendall(b"later")
+    assert inlet.read(100) == b"later"
+    assert not taken
+    inlet.close()
+
+
+def test_what_a_read_left_behind_is_taken_without_a_further_event(pair):
+    ours, theirs = pair
+    inlet = Inlet(ours)
+    theirs.sendall(b"x" * 250)
+    assert len(inlet.read(100)) == 100
+    taken = []
+    gevent.spawn(inlet.drive, 100, lambda data: taken.append(data) or sum(map(len, taken)) < 150).get(timeout=5)
+    assert b"".join(taken) == b"x" * 150
+    inlet.close()
+
+
 def test_no_one_who_reads_costs_no_event_loop(pair):
     """A watch that stays would fire without end while no one takes what has come."""
     ours, theirs = pair

@@ -48,7 +48,7 @@ class Courier:
         self._on_gap = on_gap
         self._mirrors: dict[str, Tail] = {}
         self._unwatched: set[str] = set()  # mirrors of which their writers do not know yet
-        self._lease_ends = 0.0  # monotonic seconds
+        self.lease_ends = 0.0  # monotonic seconds
         self._held_since: float | None = None
         self._asked = Flag()  # pulses each time that the lease was asked for
 
@@ -76,7 +76,7 @@ class Courier:
     @property
     def lease_is_sure(self) -> bool:
         """Whether no other worker can think that this one's lease has ended."""
-        if time.monotonic() < self._lease_ends - MARGIN:
+        if time.monotonic() < self.lease_ends - MARGIN:
             return True
         return self._health.failing and self._journal.shared_fate
 
@@ -91,10 +91,10 @@ class Courier:
         Does not wait for a store that is out of order, unless `to_end`: another worker, which may still reach it, can
         have ended the turn there, and two ends must not contradict each other. That wait is bounded.
         """
-        if time.monotonic() < self._lease_ends:
+        if time.monotonic() < self.lease_ends:
             return
         patience = time.monotonic() + END_PATIENCE
-        while (now := time.monotonic()) >= self._lease_ends:
+        while (now := time.monotonic()) >= self.lease_ends:
             if self._health.failing and (not to_end or self._journal.shared_fate or now >= patience):
                 return
             self._asked.wait(RENEW_INTERVAL)
@@ -114,11 +114,11 @@ class Courier:
             try:
                 unbroken = self._journal.renew()
                 now = time.monotonic()
-                if not unbroken or now >= self._lease_ends:
+                if not unbroken or now >= self.lease_ends:
                     self._held_since = None
                     self._on_gap()
                 self._held_since = self._held_since or now
-                self._lease_ends = begin + LEASE
+                self.lease_ends = begin + LEASE
                 self._health.note_success()
             except StoreUnavailable as error:
                 self._held_since = None

@@ -50,6 +50,11 @@ class Tail:
     def is_kept(self) -> bool:
         return self.kept_id == self.last_id
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the journal is too far behind: a crash must never end a turn below an id that a client has."""
+        return self.last_id - self.kept_id >= ROOM
+
     def append(self, events: list[Event]) -> None:
         """Adds events that follow the last one, and wakes who waits for them."""
         self._events += events
@@ -81,8 +86,7 @@ class Tail:
         self._room.ring()
 
     def wait_for_room(self) -> None:
-        """Waits while the journal is too far behind: a crash must never end a turn below an id that a client has."""
-        while self.last_id - self.kept_id >= ROOM:
+        while self.is_full:
             self._room.wait()
 
     def adopt_closing(self) -> None:
