@@ -100,7 +100,7 @@ def turn():
 
     follower = turn.follow(0, can_return=False)
     follower.send_now = send
-    follower._is_idle = True
+    follower.is_idle = True
     return turn
 
 

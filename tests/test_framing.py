@@ -10,8 +10,8 @@ from server.transcript.framing import client_frame
 OPCODES = [ABNF.OPCODE_TEXT, ABNF.OPCODE_PING, ABNF.OPCODE_PONG, ABNF.OPCODE_CLOSE]
 
 
-def read(data):
-    """The one frame that there is, unmasked by the reader."""
+def frames_in(data):
+    """All frames that there are, unmasked by the reader."""
     rest = bytearray(data)
 
     def receive(size):
@@ -19,8 +19,15 @@ def read(data):
         del rest[:size]
         return taken
 
-    frame = frame_buffer(receive, skip_utf8_validation=True).recv_frame()
-    assert not rest
+    reader = frame_buffer(receive, skip_utf8_validation=True)
+    frames = []
+    while rest:
+        frames.append(reader.recv_frame())
+    return frames
+
+
+def read(data):
+    (frame,) = frames_in(data)
     return frame
 
 

@@ -100,8 +100,22 @@ class Lines(RuleBasedStateMachine):
         if running:
             self.world.say(data.draw(st.sampled_from(running)), count, end, beside)
 
+    @rule(answers=st.lists(st.sampled_from([True, True, False, None]), max_size=5))
+    def sleep(self, answers):
+        """What comes is passed on, until the sender has no more answers; None is one that refuses."""
+
+        def send(turn_id, token):
+            answer = answers.pop(0) if answers else None
+            if answer is None:
+                raise ConnectionError
+            self.flight.append((turn_id, token.id))
+            return answer
+
+        self.line.pass_on(send)
+
     @rule()
     def send(self):
+        self.line.hold()
         piece = self.line.next_piece(short)
         if piece is not None:
             ids = text_of(piece)
@@ -343,3 +357,55 @@ def test_a_sink_is_told_not_to_wait_only_when_nothing_would_leave_of_a_backlog(r
 
     assert world.line().next_piece(cut).last == (ready or READ_LIMIT)
     assert asked == flags
+
+
+def passed_on(line):
+    """Where tokens go once nothing waits, and all that went there."""
+    sent = []
+    assert line.next_piece(long) is not None
+    line.pass_on(lambda turn_id, token: sent.append((turn_id, token.id)) or True)
+    line.bell._rung = False
+    return sent
+
+
+def test_a_token_is_passed_on_as_it_comes_and_wakes_no_one():
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, 2)
+    line = world.line()
+    sent = passed_on(line)
+    world.say(turn_id, 1)
+    world.say(turn_id, 1)
+    assert sent == [(turn_id, 3), (turn_id, 4)]
+    assert not line.bell._rung
+    assert line.mark().cursor == 4
+    line.hold()
+    world.say(turn_id, 1)
+    assert text_of(line.next_piece(long)) == [5]
+
+
+@pytest.mark.parametrize("what", [{"count": 2}, {"count": 1, "beside": {0}}, {"count": 0, "end": True}])
+def test_only_a_single_token_is_passed_on(what):
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, 1)
+    line = world.line()
+    sent = passed_on(line)
+    world.say(turn_id, **what)
+    assert not sent
+    assert line.bell._rung
+    if "end" not in what:
+        world.say(turn_id, 1)
+        assert not sent, "nothing overtakes what waits"
+
+
+def test_who_is_behind_is_passed_nothing():
+    world = World()
+    turn_id = world.begin()
+    world.say(turn_id, READ_LIMIT + 1)
+    line = world.line()
+    sent = []
+    assert line.next_piece(short) is not None
+    line.pass_on(lambda *token: sent.append(token) or True)
+    world.say(turn_id, 1)
+    assert not sent

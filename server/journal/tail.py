@@ -143,9 +143,10 @@ class Follower:
         self.waiting_since: float | None = None  # monotonic seconds, while there is nothing to take
         self.sending_since: float | None = None  # monotonic seconds, while what was taken is being sent
         self.on_drop: Callable[[], None] | None = None
-        # Sends at once and without waiting; says whether all is sent. For one whose client keeps up.
+        # Sends at once and without waiting, in whatever brings the events; says whether all is sent. Raises for what
+        # it has not sent, which then waits for the follower's greenlet.
         self.send_now: Callable[[list[Event]], bool] | None = None
-        self._is_idle = False  # whether its greenlet sleeps, with nothing to take or to send
+        self.is_idle = False  # whether its greenlet sleeps, with nothing to take or to send
         self._tail = tail
         self._bell = bell
 
@@ -169,7 +170,7 @@ class Follower:
     def offer(self, events: list[Event]) -> None:
         """There are new events. While the client keeps up, they are sent here and now, and no greenlet is woken: that
         saves a fifth of a token's cost."""
-        if not self._is_idle or self.send_now is None or events[0].id <= self.cursor or len(events) > READ_LIMIT:
+        if not self.is_idle or self.send_now is None or events[0].id <= self.cursor or len(events) > READ_LIMIT:
             self.wake()
             return
         try:
@@ -185,7 +186,7 @@ class Follower:
             self.wake()
 
     def wake(self) -> None:
-        self._is_idle = False
+        self.is_idle = False
         self._bell.ring()
 
     def nudge(self) -> None:
@@ -238,9 +239,9 @@ class Follower:
                 return
             else:
                 self.waiting_since = time.monotonic()
-                self._is_idle = True
+                self.is_idle = True
                 self._bell.wait()
-                self._is_idle = False
+                self.is_idle = False
                 self.waiting_since = None
 
     def _take_patiently(self) -> list[Event | Retrying]:

@@ -14,7 +14,7 @@ from ..bell import Bell
 from ..errors import StreamNotFound
 from ..journal.outbox import Parcel, Receipt
 from ..journal.tail import Follower
-from ..sse import Done, Token
+from ..sse import Done, Event, Token
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class Line:
         self._listen = listen
         self._on_arrival = on_arrival
         self._deliveries: deque[Delivery] = deque()
+        self._sender: Follower | None = None  # see `pass_on`
 
     def __len__(self) -> int:
         return len(self._deliveries)
@@ -114,6 +115,37 @@ class Line:
             if piece is not None or not delivery.sent_all:
                 return piece
         return None
+
+    def pass_on(self, send: Callable[[str, Token], bool]) -> None:
+        """From now on, `send` gets each new token of the turn that is being sent, with the turn's id, where the token
+        comes from: until `hold`, and only what follows what was sent. It must not wait.
+
+        It says whether all is sent, and raises for what it has not sent; either rings the bell.
+        """
+        delivery = next((delivery for delivery in self._deliveries if not delivery.sent_all), None)
+        follower = delivery.follower if delivery is not None else None
+        if delivery is None or follower is None or follower.is_behind:
+            return
+
+        def send_now(events: list[Event]) -> bool:
+            (token,) = events
+            if type(token) is not Token:
+                raise TypeError
+            is_sent = send(delivery.turn_id, token)
+            delivery.sent = token.id
+            self.unconfirmed_since = self.unconfirmed_since or time.monotonic()
+            return is_sent
+
+        follower.send_now = send_now
+        follower.is_idle = True
+        self._sender = follower
+
+    def hold(self) -> None:
+        """Passes nothing on: what comes waits for `next_piece`."""
+        if self._sender is not None:
+            self._sender.send_now = None
+            self._sender.is_idle = False
+            self._sender = None
 
     def mark(self) -> Mark | None:
         """The last place in what was sent and is not confirmed."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from socket import SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
+from ssl import SSLSocket
 
 import gevent
 from gevent.lock import BoundedSemaphore
@@ -36,6 +37,8 @@ MAX_MESSAGE = 16 * 1024  # bytes of an incoming message, in one frame or many
 BLOCK_SIZE = 4096  # bytes a read of the handshake
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
 LINGER = struct.pack("ii", 0, 0)  # closing sends what there is
+
+UNSURE = "this worker is no longer sure to hold the conversation"
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -91,20 +94,32 @@ class Socket:
         self._frames.recv_buffer = [rest]
         self._may_send = may_send
         self._lock = BoundedSemaphore()
+        self._rest = b""  # of a frame that `send_now` has begun
         self._open_writes = 0  # more than 0 after one that broke off: the other end holds half a frame
         self._close_sent = False
         self._incoming = 0  # bytes of the message that is coming in
 
     def send(self, payload: bytes, opcode: int) -> None:
         """Raises LinkLost."""
-        try:
-            data = client_frame(payload, opcode)
-            self._open_writes += 1
-            with self._lock:
-                self._write(data)
-            self._open_writes -= 1
-        except OSError as error:
-            raise LinkLost(f"write failed: {type(error).__name__}") from None
+        self._put(client_frame(payload, opcode))
+
+    def send_now(self, payload: bytes, opcode: int) -> bool:
+        """The same without waiting: False where a rest waits for `flush`.
+
+        Raises LinkLost or OSError where nothing is sent.
+        """
+        if self._rest or self._open_writes:
+            raise BlockingIOError
+        if not self._may_send():
+            raise LinkLost(UNSURE)
+        data = client_frame(payload, opcode)
+        self._rest = data[self._send_at_once(data) :]
+        return not self._rest
+
+    def flush(self) -> None:
+        """Sends what `send_now` has left. Raises LinkLost."""
+        if self._rest:
+            self._put(b"")
 
     def next_pong(self) -> bytes:
         """Waits for a pong and returns what it carries; answers pings, drops texts. Raises LinkLost."""
@@ -136,7 +151,7 @@ class Socket:
         No one else may be reading. May be repeated.
         """
         try:
-            if not self._close_sent and not self._open_writes:
+            if not self._close_sent and not self._open_writes and not self._rest:
                 with gevent.Timeout(CLOSE_TIMEOUT, False), suppress(LinkLost):
                     self._send_close(code)
                     while True:
@@ -145,12 +160,36 @@ class Socket:
             with suppress(OSError):
                 self._socket.close()
 
+    def _put(self, data: bytes) -> None:
+        try:
+            self._open_writes += 1
+            with self._lock:
+                rest, self._rest = self._rest, b""
+                self._write(rest + data)
+            self._open_writes -= 1
+        except OSError as error:
+            raise LinkLost(f"write failed: {type(error).__name__}") from None
+
+    def _send_at_once(self, data: bytes) -> int:
+        """How much of it the kernel has taken. Raises OSError."""
+        if not isinstance(self._socket, SSLSocket):
+            try:
+                sent: int = self._socket.send(data, 0, 0.0)  # type: ignore[call-arg]  # gevent's, with a timeout
+            except BlockingIOError:
+                return 0
+            return sent
+        self._socket.settimeout(0.0)
+        try:
+            return self._socket.send(data)  # nothing by gevent's, where the kernel takes nothing
+        finally:
+            self._socket.settimeout(WRITE_TIMEOUT)
+
     def _write(self, data: bytes) -> None:
         """As `sendall`, but asks each time: the process may have been stopped while the write waited."""
         deadline = time.monotonic() + WRITE_TIMEOUT
         while data:
             if not self._may_send():
-                raise LinkLost("this worker is no longer sure to hold the conversation")
+                raise LinkLost(UNSURE)
             if time.monotonic() > deadline:
                 raise TimeoutError
             data = data[self._socket.send(data) :]

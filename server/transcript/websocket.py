@@ -20,7 +20,7 @@ from ..settings import Settings
 from ..sse import Token
 from .conversation import STORE_WAIT, Conversation, describe
 from .line import Mark, Piece
-from .pieces import join, split
+from .pieces import MAX_CHAR_BYTES, join, split
 from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ class Websocket:
         """Nothing is shared by the links."""
 
 
+class NotNow(Exception):
+    """A token that must wait for the conversation's greenlet."""
+
+
 class Ping(NamedTuple):
     """One that is under way: what its pong will say, and what it stands behind."""
 
@@ -73,6 +77,7 @@ class Link:
         self._max_chars = settings.transcript_max_chars
         self._max_bytes = settings.transcript_max_bytes - ENVELOPE
         self._interval = settings.transcript_interval_ms / 1000
+        self._max_plain = min(self._max_chars, self._max_bytes // MAX_CHAR_BYTES)  # characters, whatever they are
         self._has_ids = settings.transcript_message_id
         self._lost = ""
         self._ping: Ping | None = None
@@ -107,10 +112,20 @@ class Link:
         while not self._is_done():
             if self._lost:
                 raise LinkLost(self._lost)
+            self._socket.flush()
             has_more = not conversation.leaving and self._send_next()
             self._ping_if_due()
             if not has_more:
-                conversation.bell.wait()
+                self._sleep()
+
+    def _sleep(self) -> None:
+        """Until there is something to do. Tokens are sent meanwhile, from where they come: see `_send_now`."""
+        if not self._interval and not self._conversation.leaving:
+            self._line.pass_on(self._send_now)
+        try:
+            self._conversation.bell.wait()
+        finally:
+            self._line.hold()
 
     def _is_done(self) -> bool:
         if self._conversation.leaving:
@@ -137,19 +152,37 @@ class Link:
         """Each token at once; what waits goes together."""
         return join(tokens, self._max_chars, self._max_bytes)
 
+    def _send_now(self, turn_id: str, token: Token) -> bool:
+        """Sends a token while the conversation's greenlet sleeps; see `Line.pass_on`. What is not plain is that one's:
+        a ping that is due, a token that may be too long."""
+        now = time.monotonic()
+        pings = self._ping is None
+        if self._lost or len(token.text) > self._max_plain or (pings and now - self._pinged_at >= CONFIRM_INTERVAL):
+            raise NotNow
+        is_sent = self._socket.send_now(self._message(token.text, turn_id, token.id, token.id), ABNF.OPCODE_TEXT)
+        if pings:
+            self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL
+        self._note_sent(1, len(token.text), now)
+        return is_sent
+
     def _send_piece(self, piece: Piece) -> None:
-        message = {"conversationId": self._conversation.id, "type": "message", "text": piece.text, "role": "agent"}
         # Tokens that were joined are within the limits; one alone may be too long.
         texts = split(piece.text, self._max_chars, self._max_bytes) if piece.first == piece.last else [piece.text]
         for number, text in enumerate(texts, 1):
-            message["text"] = text
-            if self._has_ids:
-                part = f".{number}" if len(texts) > 1 else ""
-                message["id"] = f"{piece.turn_id}:{piece.first}-{piece.last}{part}"
-            self._socket.send(orjson.dumps(message), ABNF.OPCODE_TEXT)
-        metrics.transcript_messages.inc(len(texts))
-        metrics.transcript_characters.inc(len(piece.text))
-        self._conversation.active_at = time.monotonic()
+            part = f".{number}" if len(texts) > 1 else ""
+            self._socket.send(self._message(text, piece.turn_id, piece.first, piece.last, part), ABNF.OPCODE_TEXT)
+        self._note_sent(len(texts), len(piece.text), time.monotonic())
+
+    def _message(self, text: str, turn_id: str, first: int, last: int, part: str = "") -> bytes:
+        message = {"conversationId": self._conversation.id, "type": "message", "text": text, "role": "agent"}
+        if self._has_ids:
+            message["id"] = f"{turn_id}:{first}-{last}{part}"
+        return orjson.dumps(message)
+
+    def _note_sent(self, messages: int, characters: int, now: float) -> None:
+        metrics.transcript_messages.inc(messages)
+        metrics.transcript_characters.inc(characters)
+        self._conversation.active_at = now
 
     def _ping_if_due(self) -> None:
         """Sends the ping that is due, and says when the next one is. Raises LinkLost when no pong comes."""

@@ -1,0 +1,83 @@
+"""The transcript's socket: what is sent without waiting, and the rest of it."""
+
+import socket as plain
+from contextlib import suppress
+
+import gevent
+import gevent.socket
+import pytest
+from websocket import ABNF
+
+from server.transcript import socket
+from server.transcript.socket import LinkLost, Socket
+
+from .test_framing import frames_in
+
+PAYLOAD = b"x" * 10_000
+TEXT = ABNF.OPCODE_TEXT
+
+
+@pytest.fixture
+def link(monkeypatch):
+    """An open one, the far end of its connection, and whether its holder may send."""
+    ours, theirs = gevent.socket.socketpair()
+    ours.setsockopt(plain.SOL_SOCKET, plain.SO_SNDBUF, 4096)
+    monkeypatch.setattr(socket, "open_link", lambda url, token: (ours, b""))
+    may = [True]
+    yield Socket("wss://nowhere", "token", lambda: may[0]), theirs, may
+    ours.close()
+    theirs.close()
+
+
+def fill(link):
+    """Until the kernel takes no more; the number of frames that are on their way, the last of them in part."""
+    for count in range(1, 1000):
+        if not link.send_now(PAYLOAD, TEXT):
+            return count
+    raise AssertionError("it takes all")
+
+
+def test_what_the_kernel_does_not_take_follows_before_anything_else(link):
+    link, theirs, _ = link
+    count = fill(link)
+    with pytest.raises(BlockingIOError):
+        link.send_now(b"overtakes", TEXT)
+    received = bytearray()
+    reader = gevent.spawn(lambda: [received.extend(data) for data in iter(lambda: theirs.recv(65536), b"")])
+    link.flush()
+    link.send(b"last", TEXT)
+    link.close(1000)
+    theirs.shutdown(plain.SHUT_RDWR)
+    reader.join(5)
+    frames = frames_in(received)
+    assert [frame.data for frame in frames[: count + 1]] == [PAYLOAD] * count + [b"last"]
+
+
+def test_half_a_frame_is_not_followed_by_a_farewell(link):
+    link, theirs, _ = link
+    count = fill(link)
+    link.close(1000)
+    received = bytearray()
+    with suppress(ConnectionResetError):
+        while data := theirs.recv(65536):
+            received += data
+    assert len(received) < count * len(PAYLOAD)
+
+
+def test_who_may_not_send_sends_nothing(link):
+    link, theirs, may = link
+    may[0] = False
+    with pytest.raises(LinkLost):
+        link.send_now(b"too late", TEXT)
+    link.flush()
+    theirs.settimeout(0.0)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1)
+
+
+def test_a_link_that_is_gone_has_taken_nothing(link):
+    link, theirs, _ = link
+    theirs.close()
+    with pytest.raises(OSError, match=r"pipe|reset"):
+        link.send_now(b"to no one", TEXT)
+    link.flush()
