@@ -5,6 +5,7 @@ or bare (NDJSON), ended by `data: [DONE]`. Gateways differ: see `tests/test_chun
 """
 
 import json
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,20 +16,25 @@ MAX_LINE = 1024 * 1024  # bytes; a longer line is no chunk of an answer
 MAX_FINISH_REASON = 64  # characters; followers and logs get it
 MAX_EXTRA = 256 * 1024  # bytes of JSON; what a delta holds beside its text
 MAX_USAGE = 16 * 1024  # bytes of JSON; larger is no account of tokens
+MAX_FORM = 4096  # bytes around a text that are remembered
+LESSONS = 8  # forms that are learned of one answer: some gateways put a time into each chunk
+NO_LINE = b"\n"  # is in none
 PLAIN = frozenset({"role", "content"})  # of a delta; all else is extra
 HIGH_SURROGATES = range(0xD800, 0xDC00)
 
 
-class Delta(NamedTuple):
-    """A piece of the answer: some text, or the reason why it ended, or what it used, or what it holds beside its text.
+class Beside(NamedTuple):
+    """What is no text: the reason why the answer ended, or what it used, or what it holds beside its text.
 
     `choice` is JSON: see `sse.Extra`.
     """
 
-    text: str = ""
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     choice: bytes = b""
+
+
+Delta = str | Beside  # a piece of the answer: text, as a rule
 
 
 class ChunkReader:
@@ -38,11 +44,14 @@ class ChunkReader:
     was read: what follows is none of the answer's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lessons: int = LESSONS) -> None:
+        """`lessons` bounds how often it learns the form of this answer's lines: see `_learn`."""
         self.done = False
         self.finished = False
         self._rest = b""
         self._half = ""
+        self._before = self._behind = NO_LINE  # what stood around the text of an earlier line
+        self._lessons = lessons
 
     def feed(self, data: bytes) -> list[Delta]:
         """Returns the deltas that `data` completes, in order.
@@ -80,8 +89,39 @@ class ChunkReader:
         return deltas
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
+        if line.startswith(self._before) and line.endswith(self._behind) and (text := self._text_within(line)):
+            deltas.append(text)
+            return
         check_length(line)
-        line = line.strip()
+        known = len(deltas)
+        self._read_any(line.strip(), deltas)
+        if self._lessons and len(deltas) == known + 1 and type(deltas[-1]) is str and len(line) <= MAX_FORM:
+            self._learn(line, deltas[-1])
+
+    def _text_within(self, line: bytes) -> str:
+        """The text of a line that is like one before; "" where its middle is not a plain string."""
+        try:
+            text = orjson.loads(line[len(self._before) : -len(self._behind)])
+        except orjson.JSONDecodeError:
+            return ""
+        return text if type(text) is str and not self._half and len(line) <= MAX_LINE else ""
+
+    def _learn(self, line: bytes, text: str) -> None:
+        """Remembers what stands around the text, which gateways repeat in each chunk: a line that is the same but for
+        another string in the same place is the same but for its text. To read that string alone takes a third of what
+        the whole line takes, which was a tenth of a token's cost.
+        """
+        self._lessons -= 1
+        before, found, behind = line.partition(orjson.dumps(text))
+        if not found or not behind:
+            return
+        # The same string may stand in another place, in other spelling: whether it is the text shows when it changes.
+        other = text + "?"
+        with suppress(Broken):
+            if ChunkReader(lessons=0).feed(before + orjson.dumps(other) + behind + b"\n") == [other]:
+                self._before, self._behind = before, behind
+
+    def _read_any(self, line: bytes, deltas: list[Delta]) -> None:
         if line.startswith(b"data:"):
             line = line[5:].lstrip()
         elif not line.startswith(b"{"):
@@ -116,13 +156,13 @@ class ChunkReader:
                     if halves or self._half:
                         text = self._join_halves(text)
                     if text:
-                        deltas.append(Delta(text))
+                        deltas.append(text)
                 if reason := choice.get("finish_reason"):
                     self.finished = True
                     self._give_up_half(deltas)
-                    deltas.append(Delta(finish_reason=readable(reason)))
+                    deltas.append(Beside(finish_reason=readable(reason)))
             if (usage := chunk.get("usage")) and can_be_told(usage):
-                deltas.append(Delta(usage=usage))
+                deltas.append(Beside(usage=usage))
         except (AttributeError, TypeError, KeyError, ValueError, RecursionError):
             raise AnswerMalformed(detail="JSON that is no chat.completion.chunk") from None
 
@@ -135,7 +175,7 @@ class ChunkReader:
     def _give_up_half(self, deltas: list[Delta]) -> None:
         """The answer ends here: what still waits for its other half stays alone."""
         if self._half:
-            deltas.append(Delta(mend(self._half)))
+            deltas.append(mend(self._half))
             self._half = ""
 
 
@@ -161,7 +201,7 @@ def add_extra(choice: dict[str, Any], piece: dict[str, Any], deltas: list[Delta]
     if logprobs := choice.get("logprobs"):
         extra["logprobs"] = logprobs
     if extra:
-        deltas.append(Delta(choice=dump(extra)))
+        deltas.append(Beside(choice=dump(extra)))
 
 
 def numbered(calls: Any) -> Any:

@@ -238,7 +238,7 @@ class Chat:
 
     def _take(self, deltas: Sequence[Delta], taker: Taker) -> None:
         if deltas:
-            self._started = self._started or any(delta.text or delta.choice for delta in deltas)
+            self._started = self._started or any(isinstance(delta, str) or delta.choice for delta in deltas)
             taker.take(deltas)
 
     def _ask(self, span: Span) -> Answer:

@@ -22,7 +22,7 @@ from .journal import AHEAD, Entry
 from .journal.tail import Follower, Tail
 from .measure import Measure
 from .spans import Span
-from .sse import Done, Event, Extra, Failure, Retrying, Token
+from .sse import Done, Event, Extra, Failure, Retrying, new_token
 
 log = logging.getLogger(__name__)
 
@@ -213,14 +213,14 @@ class Turn:
         next_id = self.tail.last_id + 1
         texts = 0
         for delta in deltas:
-            if isinstance(delta, Retrying):
-                self.tail.tell(delta)
-            elif delta.text:
-                events.append(Token(next_id + len(events), delta.text))
-                self._chars += len(delta.text)
+            if isinstance(delta, str):
+                events.append(new_token((next_id + len(events), delta)))
+                self._chars += len(delta)
                 texts += 1
                 if self._content is not None:
-                    self._content.add(delta.text)
+                    self._content.add(delta)
+            elif isinstance(delta, Retrying):
+                self.tail.tell(delta)
             elif delta.choice:
                 events.append(Extra(next_id + len(events), delta.choice))
                 self._chars += len(delta.choice) // BESIDE

@@ -22,7 +22,7 @@ from server.access.issuer import pick, read_key_set
 from server.access.jwt import Tokens
 from server.access.keys import Keyring, make_key
 from server.access.tickets import Tickets
-from server.chunks import MAX_EXTRA, MAX_FINISH_REASON, MAX_LINE, MAX_USAGE, Broken, ChunkReader
+from server.chunks import MAX_EXTRA, MAX_FINISH_REASON, MAX_FORM, MAX_LINE, MAX_USAGE, Broken, ChunkReader
 from server.completion_request import read_completion
 from server.errors import BadCursor, BadRequest, InvalidToken
 from server.prompt import MAX_CONVERSATION_ID, MAX_MODEL, MAX_PROMPT_CHARS, read_prompt
@@ -140,20 +140,32 @@ class Chunks:
 
 
 def read_chunks(pieces):
-    """The deltas as they are sent on, why it broke, and whether [DONE] came."""
-    reader, deltas, reason = ChunkReader(), [], None
+    """The deltas as they are sent on, why it broke, and whether [DONE] came: whether forms are learned or not."""
+    told = read_with(ChunkReader(), pieces)
+    assert told == read_with(ChunkReader(lessons=0), pieces)
+    return told
+
+
+def read_with(reader, pieces):
+    deltas, reason = [], None
     try:
         for piece in pieces:
             deltas += reader.feed(piece)
-            assert sum(len(held) for held in vars(reader).values() if isinstance(held, bytes | str)) <= MAX_LINE + 1
+            assert (
+                sum(len(held) for held in vars(reader).values() if isinstance(held, bytes | str)) <= MAX_LINE + MAX_FORM
+            )
         deltas += reader.end()
     except Broken as broken:
         deltas += broken.deltas
         reason = broken.reason.code
         assert len(broken.reason.detail) < 200
     told = []
-    for text, finish_reason, usage, choice in deltas:
-        told.append(orjson.dumps([text, finish_reason, usage, orjson.Fragment(choice or b"null")]))
+    for delta in deltas:
+        if isinstance(delta, str):
+            told.append(orjson.dumps(delta))
+            continue
+        finish_reason, usage, choice = delta
+        told.append(orjson.dumps([finish_reason, usage, orjson.Fragment(choice or b"null")]))
         assert not choice or orjson.dumps(orjson.loads(choice)) == choice
         assert len(choice) <= MAX_EXTRA
         assert len(finish_reason or "") <= MAX_FINISH_REASON

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.chunks import MAX_EXTRA, MAX_FINISH_REASON, MAX_LINE, Broken, ChunkReader, Delta
+from server import chunks
+from server.chunks import MAX_EXTRA, MAX_FINISH_REASON, MAX_LINE, Beside, Broken, ChunkReader
 from server.errors import AnswerCut, AnswerFailed, AnswerMalformed, RateLimited
 
 
@@ -23,7 +24,7 @@ def line(value):
 
 DONE = b"data: [DONE]\n\n"
 FINISH = line(chunk(finish_reason="stop"))
-HELLO = [Delta("Hel"), Delta("lo"), Delta(finish_reason="stop")]
+HELLO = ["Hel", "lo", Beside(finish_reason="stop")]
 
 
 def read(*pieces):
@@ -33,7 +34,7 @@ def read(*pieces):
 
 
 def extra(**choice):
-    return Delta(choice=json.dumps(choice, separators=(",", ":"), ensure_ascii=False).encode())
+    return Beside(choice=json.dumps(choice, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
@@ -42,18 +43,18 @@ BESIDE = {
     "reasoning": (chunk(reasoning_content="hm"), [extra(delta={"reasoning_content": "hm"})]),
     "a tool call": (chunk(tool_calls=[CALL]), [extra(delta={"tool_calls": [CALL]})]),
     "a refusal": (chunk(None, refusal="No."), [extra(delta={"refusal": "No."})]),
-    "text and reasoning": (chunk("a", reasoning="hm"), [extra(delta={"reasoning": "hm"}), Delta("a")]),
+    "text and reasoning": (chunk("a", reasoning="hm"), [extra(delta={"reasoning": "hm"}), "a"]),
     "the role and a tool call": (
         chunk(None, role="assistant", tool_calls=[CALL]),
         [extra(delta={"tool_calls": [CALL]})],
     ),
     "log probabilities": (
         {"choices": [{"delta": {"content": "Hel"}, "logprobs": LOGPROBS}]},
-        [extra(logprobs=LOGPROBS), Delta("Hel")],
+        [extra(logprobs=LOGPROBS), "Hel"],
     ),
     "a tool call with the end": (
         {"choices": [{"delta": {"tool_calls": [CALL]}, "finish_reason": "tool_calls"}]},
-        [extra(delta={"tool_calls": [CALL]}), Delta(finish_reason="tool_calls")],
+        [extra(delta={"tool_calls": [CALL]}), Beside(finish_reason="tool_calls")],
     ),
     "a whole message's tool calls": (
         {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}, {"id": "y"}]}}]},
@@ -65,9 +66,9 @@ BESIDE = {
 @pytest.mark.parametrize(("value", "deltas"), BESIDE.values(), ids=BESIDE)
 def test_what_comes_beside_the_text_keeps_its_place(value, deltas):
     assert read(line(chunk("before")), line(value), line(chunk("after")), DONE) == [
-        Delta("before"),
+        "before",
         *deltas,
-        Delta("after"),
+        "after",
     ]
 
 
@@ -95,7 +96,7 @@ def test_beside_the_text_what_our_json_cannot_hold_is_mended(raw, kept):
 def test_beside_the_text_what_cannot_be_kept_breaks_the_answer(raw):
     with pytest.raises(Broken) as broken:
         ChunkReader().feed(line(chunk("Hel")) + b'data: {"choices":[{"message":' + raw + b"}]}\n")
-    assert broken.value.deltas == [Delta("Hel")]
+    assert broken.value.deltas == ["Hel"]
     assert type(broken.value.reason) is AnswerMalformed
 
 
@@ -139,12 +140,12 @@ def test_one_byte_at_a_time_gives_the_same_answer(stream):
 
 
 def test_usage_comes_in_a_chunk_without_choices():
-    assert read(FINISH, line({"choices": [], "usage": USAGE}), DONE)[-1] == Delta(usage=USAGE)
+    assert read(FINISH, line({"choices": [], "usage": USAGE}), DONE)[-1] == Beside(usage=USAGE)
 
 
 def test_an_answer_sent_whole_is_read_as_one_token():
     whole = {"choices": [{"message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
-    assert read(json.dumps(whole).encode()) == [Delta("Hello"), Delta(finish_reason="stop")]
+    assert read(json.dumps(whole).encode()) == ["Hello", Beside(finish_reason="stop")]
 
 
 def test_a_surrogate_pair_cut_between_two_chunks_is_joined():
@@ -152,11 +153,11 @@ def test_a_surrogate_pair_cut_between_two_chunks_is_joined():
         b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n',
         b'data: {"choices":[{"delta":{"content":"\\udc4bb"}}]}\n',
     ]
-    assert read(*halves, FINISH) == [Delta("a"), Delta("👋b"), Delta(finish_reason="stop")]
+    assert read(*halves, FINISH) == ["a", "👋b", Beside(finish_reason="stop")]
 
 
 def test_half_a_surrogate_pair_alone_becomes_a_replacement_character():
-    assert read(b'data: {"choices":[{"delta":{"content":"a\\ud83db"}}]}\n', FINISH)[0] == Delta("a\ufffdb")
+    assert read(b'data: {"choices":[{"delta":{"content":"a\\ud83db"}}]}\n', FINISH)[0] == "a\ufffdb"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_half_a_surrogate_pair_alone_becomes_a_replacement_character():
 )
 def test_half_a_surrogate_pair_at_the_end_of_the_answer_is_not_dropped(rest):
     deltas = read(b'data: {"choices":[{"delta":{"content":"a\\ud83d"}}]}\n', rest)
-    assert deltas[:2] == [Delta("a"), Delta("\ufffd")]
+    assert deltas[:2] == ["a", "\ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_half_a_surrogate_pair_at_the_end_of_the_answer_is_not_dropped(rest):
 )
 def test_any_finish_reason_becomes_one_that_can_be_sent_on(reason, read_as):
     stream = b'data: {"choices":[{"delta":{},"finish_reason":' + reason.encode() + b"}]}\n"
-    assert read(stream) == [Delta(finish_reason=read_as)]
+    assert read(stream) == [Beside(finish_reason=read_as)]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_any_finish_reason_becomes_one_that_can_be_sent_on(reason, read_as):
 )
 def test_usage_that_cannot_be_sent_on_is_left_out(usage):
     stream = b'data: {"choices":[{"delta":{"content":"Hel"}}],"usage":' + usage.encode() + b"}\n"
-    assert read(stream, FINISH) == [Delta("Hel"), Delta(finish_reason="stop")]
+    assert read(stream, FINISH) == ["Hel", Beside(finish_reason="stop")]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_what_is_no_chunk_breaks_the_answer_after_what_came_before(stream, reaso
     reader = ChunkReader()
     with pytest.raises(Broken) as broken:
         reader.feed(line(chunk("Hel")) + stream + line(chunk("lo")))
-    assert broken.value.deltas == [Delta("Hel")]
+    assert broken.value.deltas == ["Hel"]
     assert type(broken.value.reason) is reason
 
 
@@ -250,7 +251,7 @@ def test_a_line_without_end_is_not_held_for_ever():
 def test_a_line_that_is_too_long_breaks_the_answer_after_what_came_before_with_and_without_its_end(end):
     with pytest.raises(Broken) as broken:
         ChunkReader().feed(line(chunk("Hel")) + b": " + b"x" * MAX_LINE + end)
-    assert broken.value.deltas == [Delta("Hel")]
+    assert broken.value.deltas == ["Hel"]
     assert type(broken.value.reason) is AnswerMalformed
 
 
@@ -265,7 +266,7 @@ def test_any_text_cut_anywhere_arrives_whole(texts, cuts, ascii):
     )
     edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     deltas = read(*(stream[a:b] for a, b in pairwise(edges)))
-    assert [delta.text for delta in deltas if delta.text] == texts
+    assert [delta for delta in deltas if type(delta) is str] == texts
 
 
 said = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -280,7 +281,66 @@ def test_text_and_what_comes_beside_it_keep_their_order_wherever_they_are_cut(pa
         expected += [] if beside is None else [{"delta": {"reasoning_content": beside}}]
         expected += [] if text is None else [text]
     deltas = read(*(stream[begin : begin + size] for begin in range(0, len(stream), size)))
-    assert [delta.text or json.loads(delta.choice) for delta in deltas[:-1]] == expected
+    assert [delta if type(delta) is str else json.loads(delta.choice) for delta in deltas[:-1]] == expected
+
+
+AWKWARD = ["assistant", "content", "delta", "stop", "c", "{", '"', "\\", "a", "a?", "\u00e9", "\n", "null"]
+MORE = [{}, {"role": "assistant"}, {"role": "a"}, {"reasoning": "a"}, {"refusal": None}]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(AWKWARD) | st.none(), st.sampled_from(MORE), st.sampled_from(["c", "a"]), st.booleans()
+        ),
+        max_size=12,
+    )
+)
+def test_a_form_that_was_learned_reads_no_line_otherwise(lines):
+    stream = b"".join(
+        b"data: " + json.dumps(chunk(text, **more) | {"id": name}, ensure_ascii=is_ascii).encode() + b"\n\n"
+        for text, more, name, is_ascii in lines
+    )
+    assert ChunkReader().feed(stream) == ChunkReader(lessons=0).feed(stream)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'data: {"id":"\\u0061","choices":[{"delta":{"content":"a"}}]}',  # the same string, spelled otherwise
+        b'data: {"id":"a","choices":[{"delta":{"content":"\\u0061"}}]}',
+        b'data: {"choices":[{"delta":{"content":"x","content":"a"}}]}',
+        b'data: {"choices":[{"delta":{"content":"a","content":"x"}}]}',
+        b'data: {"choices":[{"delta":{"a":"a","content":"a"}}]}',
+    ],
+)
+def test_only_the_text_itself_is_taken_for_the_text(odd):
+    lines = [odd, odd.replace(b'"a"', b'"b"'), odd.replace(b'"a"', b"7"), odd.replace(b'"a"', b'"c","d":"e"')]
+    for line in lines:
+        stream = odd + b"\n" + line + b"\n"
+        assert outcome(ChunkReader(), stream) == outcome(ChunkReader(lessons=0), stream)
+
+
+def outcome(reader, stream):
+    try:
+        return reader.feed(stream)
+    except Broken as broken:
+        return broken.deltas, broken.reason.code
+
+
+def test_the_form_of_a_line_is_learned_once_and_no_more_often_than_is_bounded(monkeypatch):
+    parsed = []
+    loads = chunks.orjson.loads
+    monkeypatch.setattr(chunks.orjson, "loads", lambda data: parsed.append(len(data)) or loads(data))
+    reader = ChunkReader()
+    reader.feed(line(chunk("first")))
+    parsed.clear()
+    assert reader.feed(line(chunk("second"))) == ["second"]
+    assert parsed == [len('"second"')]
+    parsed.clear()
+    for number in range(100):
+        reader.feed(line(chunk("text") | {"created": number}))
+    assert len(parsed) <= 100 + 2 * chunks.LESSONS
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))

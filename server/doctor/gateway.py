@@ -5,7 +5,7 @@ import time
 from geventhttpclient.response import HTTPParseError
 
 from ..backoff import retry_after
-from ..chunks import Broken, ChunkReader
+from ..chunks import Beside, Broken, ChunkReader
 from ..connections import Answer
 from ..credentials import CORRELATION, Credentials
 from ..errors import AnswerMalformed, CredentialsError, GatewayUnavailable
@@ -58,9 +58,11 @@ def first_token(answer: Answer, began: float) -> Outcome:
         while not reader.done:
             data = answer.read_some()
             deltas = reader.feed(data) if data else reader.end()
-            if any(delta.text for delta in deltas):
+            if any(isinstance(delta, str) for delta in deltas):
                 return paced(time.monotonic() - began)
-            reason = next((delta.finish_reason for delta in deltas if delta.finish_reason), reason)
+            reason = next(
+                (delta.finish_reason for delta in deltas if isinstance(delta, Beside) and delta.finish_reason), reason
+            )
             if not data:
                 break
     except (Broken, OSError, HTTPParseError) as error:

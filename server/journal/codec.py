@@ -12,7 +12,7 @@ from ..sse import Done, Event, Extra, Failure, Token
 
 
 def pack(events: Sequence[Event]) -> bytes:
-    return orjson.dumps([item(event) for event in events])
+    return orjson.dumps([event.text if type(event) is Token else item(event) for event in events])
 
 
 def unpack(first: int, text: bytes | str, after: int = 0) -> list[Event]:
