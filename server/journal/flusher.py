@@ -13,6 +13,7 @@ from .tail import Tail
 
 FLUSH_INTERVAL = 0.25  # seconds; the most that kill -9 can lose
 WATCHED_INTERVAL = 0.05  # seconds; while someone on another worker follows the turn
+END_INTERVAL = 0.02  # seconds; of a turn that has ended: those that end together share a transaction
 SLACK = 0.05  # seconds; what is due so soon goes in the same transaction
 MAX_BATCHES = 500  # a transaction; to pack them takes some ten milliseconds, in which nothing else runs
 STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
@@ -24,7 +25,8 @@ class Flusher:
         self._journal = journal
         self._health = health
         self._on_lost = on_lost
-        self._waiting: set[Tail] = set()
+        self._waiting: dict[Tail, None] = {}  # in the order in which they are due, but for those that hurry
+        self._hurried: set[Tail] = set()  # of them, those that are due before it is their turn
         self._due = Flag()
         self._hurry = Flag()
         self._asleep_until = 0.0  # monotonic seconds, while it sleeps
@@ -32,24 +34,49 @@ class Flusher:
     def note(self, tail: Tail, at_once: bool = False) -> None:
         """The tail has something new."""
         if tail not in self._waiting:
-            self._waiting.add(tail)
             now = time.monotonic()
-            tail.flush_by = now + interval(tail, now)
+            self._wait(tail, now + FLUSH_INTERVAL)
             self._due.set()
-        if (at_once or tail.ended or tail.last_id - tail.kept_id > AHEAD // 2) and not self._health.failing:
-            tail.flush_by = 0.0
-        if tail.flush_by < self._asleep_until:
-            self._hurry.set()
+            if now < tail.watched_until:
+                self._hurry_up(tail, now + WATCHED_INTERVAL)
+        if (at_once or tail.last_id - tail.kept_id > AHEAD // 2) and not self._health.failing:
+            self._hurry_up(tail, 0.0)
+        elif tail.ended and not self._health.failing:
+            self._hurry_up(tail, time.monotonic() + END_INTERVAL)
 
     def run(self) -> None:
         """Flushes for ever; to be run in one greenlet."""
         while True:
             self._due.wait()
-            self._sleep_until(min(tail.flush_by for tail in self._waiting))
-            horizon = time.monotonic() + SLACK
-            self.flush([tail for tail in self._waiting if tail.flush_by <= horizon])
+            soonest = min([tail.flush_by for tail in self._hurried] + [next(iter(self._waiting)).flush_by])
+            self._sleep_until(soonest)
+            self.flush(self._take_due(time.monotonic() + SLACK))
             if not self._waiting:
                 self._due.clear()
+
+    def _wait(self, tail: Tail, flush_by: float) -> None:
+        """Puts it behind all others."""
+        self._hurried.discard(tail)
+        self._waiting.pop(tail, None)
+        self._waiting[tail] = None
+        tail.flush_by = flush_by
+
+    def _hurry_up(self, tail: Tail, flush_by: float) -> None:
+        if flush_by < tail.flush_by:
+            tail.flush_by = flush_by
+            self._hurried.add(tail)
+            if flush_by < self._asleep_until:
+                self._hurry.set()
+
+    def _take_due(self, horizon: float) -> list[Tail]:
+        due = [tail for tail in self._hurried if tail.flush_by <= horizon]
+        for tail in self._waiting:
+            if tail in self._hurried:
+                continue
+            if tail.flush_by > horizon:
+                break
+            due.append(tail)
+        return due
 
     def _sleep_until(self, soonest: float) -> None:
         """Until what is due first is due, or something is due before that."""
@@ -72,7 +99,9 @@ class Flusher:
         return not self._waiting
 
     def flush(self, tails: list[Tail]) -> None:
-        self._waiting -= {tail for tail in tails if tail.is_kept}
+        for tail in tails:
+            if tail.is_kept:
+                self._forget(tail)
         tails = [tail for tail in tails if not tail.is_kept]
         tails, batches = gather(tails)
         last_ids = [tail.last_id for tail in tails]
@@ -85,19 +114,21 @@ class Flusher:
             metrics.journal_flush_failures.inc()
             self._health.note_failure(error)
             for tail in tails:
-                tail.flush_by = time.monotonic() + STORE_RETRY
+                self._wait(tail, time.monotonic() + STORE_RETRY)
             return
         self._health.note_success()
-        now = time.monotonic()
-        metrics.journal_flush.observe(now - began)
+        metrics.journal_flush.observe(time.monotonic() - began)
         for tail, last_id in zip(tails, last_ids, strict=True):
             tail.kept(last_id)
-            if tail.is_kept:
-                self._waiting.discard(tail)
-            else:  # more has come meanwhile
-                tail.flush_by = 0.0 if tail.ended else now + interval(tail, now)
+            self._forget(tail)
+            if not tail.is_kept:  # more has come meanwhile
+                self.note(tail)
         for turn_id in lost:
             self._on_lost(turn_id)
+
+    def _forget(self, tail: Tail) -> None:
+        self._waiting.pop(tail, None)
+        self._hurried.discard(tail)
 
 
 def gather(tails: list[Tail]) -> tuple[list[Tail], list[Batch]]:
@@ -108,8 +139,3 @@ def gather(tails: list[Tail]) -> tuple[list[Tail], list[Batch]]:
             return tails[:count], batches
         batches += tail.unkept()
     return tails, batches
-
-
-def interval(tail: Tail, now: float) -> float:
-    """Seconds that something new may wait."""
-    return WATCHED_INTERVAL if now < tail.watched_until else FLUSH_INTERVAL
