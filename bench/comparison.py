@@ -22,6 +22,12 @@ TARGETS = [
     Target("aiohttp", lambda upstream: servers.aiohttp(upstream, "off"), baseline="aiohttp"),
     Target("relay", lambda upstream: servers.relay(upstream, "off"), baseline="aiohttp"),
     Target("tutorial", lambda upstream: servers.flask(upstream, "off"), baseline="aiohttp"),
+    Target(
+        "Flask alone",
+        lambda upstream: servers.flask(upstream, "off", "flask_constant"),
+        baseline="aiohttp",
+        loads=["setup"],
+    ),
     Target("fastapi", servers.fastapi, baseline="aiohttp"),
     Target(
         "aiohttp, transcript",

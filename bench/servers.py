@@ -89,10 +89,10 @@ def relay(
 
 
 @contextlib.contextmanager
-def flask(upstream: Server, transcript: str) -> Iterator[Server]:
-    """The tutorial's relay, also with one gevent worker."""
+def flask(upstream: Server, transcript: str, module: str = "flask_relay") -> Iterator[Server]:
+    """The tutorial's relay, or another app of the peers', also with one gevent worker."""
     command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", "127.0.0.1:0", "--no-control-socket"]
-    command += ["--worker-connections", f"{MOST_STREAMS}", "bench.peers.flask_relay:app"]
+    command += ["--worker-connections", f"{MOST_STREAMS}", f"bench.peers.{module}:app"]
     settings = organisation(upstream) | {"TRANSCRIPT": transcript}
     with started(command, settings, GUNICORN_READY) as server:
         yield server

@@ -101,6 +101,7 @@ class Answer(HTTPResponse):
         self._give_back = give_back
         self._inlet: Inlet | None = None
         self._dirty = False
+        self._take: Callable[[bytes], bool] = wants_no_more
         self._body: list[bytes] = []  # what has come of it and no one has taken yet
 
     def ask(self, request: bytes) -> "Answer":
@@ -131,12 +132,11 @@ class Answer(HTTPResponse):
         Inlet.drive. Raises OSError, HTTPParseError, and what `take` raises."""
         if (self._body and not take(self._take_body())) or self.ended:
             return
-
-        def pass_on(data: bytes) -> bool:
-            self._accept(data)
-            return (not self._body or take(self._take_body())) and not self.ended
-
-        self._open_inlet.drive(BLOCK_SIZE, pass_on)
+        self._take = take
+        try:
+            self._open_inlet.drive(BLOCK_SIZE, self._pass_on)
+        finally:
+            self._take = wants_no_more  # it leads back here, as a rule
 
     def release(self) -> None:
         """Gives the connection back where another answer can follow on it, else closes it."""
@@ -174,6 +174,11 @@ class Answer(HTTPResponse):
         if not self.ended:
             raise ConnectionResetError("closed before the end")
 
+    def _pass_on(self, data: bytes) -> bool:
+        """Whether more is wanted, and to come."""
+        self._accept(data)
+        return (not self._body or self._take(self._take_body())) and not self.ended
+
     def _take_body(self) -> bytes:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
@@ -190,6 +195,10 @@ class Answer(HTTPResponse):
     def _on_message_complete(self) -> None:
         super()._on_message_complete()
         self.ended = self.status_code >= 200
+
+
+def wants_no_more(body: bytes) -> bool:
+    return False
 
 
 def is_quiet(sock: socket.socket) -> bool:

@@ -64,7 +64,7 @@ class Stream:
 
     def _write(self, outlet: Outlet) -> None:
         """Writes all that comes. Raises OSError."""
-        self._follower.send_now = lambda events: outlet.offer(self._encode(events) or sse.PING)
+        self._follower.send_now = self._write_now
         try:
             for batch in self._batches:
                 # One that is behind was woken for what waits, and needs no ping.
@@ -72,6 +72,11 @@ class Stream:
             outlet.send(self._farewell())
         finally:
             self._follower.send_now = None  # it holds the stream, which holds the follower
+
+    def _write_now(self, events: Batch) -> bool:
+        """See Follower.send_now."""
+        assert self._outlet is not None
+        return self._outlet.offer(self._encode(events) or sse.PING)
 
     def _farewell(self) -> bytes:
         return sse.come_back(random) if self._follower.dismissed else b""

@@ -90,7 +90,7 @@ class Turn:
         self._on_events = on_events
         self._content = content
         self._greenlet: gevent.Greenlet[[Callable[[Turn], None]], None] | None = None
-        self._can_break = False
+        self._can_break = False  # whether `end_with` may break off what runs, by throwing in its reason
         self._ending = False
         self._end_asked: Reason | None = None
         self._span = span
@@ -159,7 +159,11 @@ class Turn:
         try:
             status, error = self._answer()
             self._ending = True
-            self._breakable(self._lease.wait_for_lease, True)
+            try:
+                self._can_break = True
+                self._lease.wait_for_lease(to_end=True)
+            finally:
+                self._can_break = False
             self._end(status, error)
         except Lost:
             self._end_as_told()
@@ -174,7 +178,11 @@ class Turn:
         try:
             if self._end_asked is not None:
                 raise self._end_asked
-            self._breakable(self.chat.read, self)
+            try:
+                self._can_break = True
+                self.chat.read(self)
+            finally:
+                self._can_break = False
         except Cancelled as cancelled:
             self._cancelled_for = str(cancelled)
             return "cancelled", None
@@ -186,14 +194,6 @@ class Turn:
             log.exception("turn broke", extra=self._names)
             return "failed", InternalError()
         return "complete", None
-
-    def _breakable(self, do: Callable[..., None], *arguments: object) -> None:
-        """Does what `end_with` may break off by throwing in its reason."""
-        self._can_break = True
-        try:
-            do(*arguments)
-        finally:
-            self._can_break = False
 
     def take(self, deltas: Sequence[Delta | Retrying]) -> None:
         """See gateway.Taker."""

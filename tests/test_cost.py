@@ -60,8 +60,9 @@ def count(relay, sandbox, prompt, conversation, tmp_path):
 
 def test_a_token_takes_one_read_and_one_write(start_relay, sandbox, prompt, conversation, tmp_path):
     calls = count(start_relay(TRANSCRIPT="off", WEB_CONCURRENCY="1"), sandbox, prompt, conversation, tmp_path)
-    assert COUNTED - SOME <= calls["sendto"] <= COUNTED + SOME
-    assert COUNTED - SOME <= calls["recvfrom"] <= COUNTED + SOME
+    # Fewer where a busy machine lets two tokens come together.
+    assert COUNTED / 2 <= calls["sendto"] <= COUNTED + SOME
+    assert COUNTED / 2 <= calls["recvfrom"] <= COUNTED + SOME
     # The event loop asks once a token, and a few times a second for all streams: no call for each of them more.
     assert calls.total() <= 8 * COUNTED, calls
 
@@ -121,8 +122,8 @@ def test_a_token_takes_no_more_calls_than_it_did(turn):
     finally:
         sys.setprofile(None)
     assert turn.sent > (100 + COUNTED) * len(b'data: {"token":" hello"}'), "all were sent at once"
-    assert calls["call"] / COUNTED <= 20, calls
-    assert calls["c_call"] / COUNTED <= 30, calls
+    assert calls["call"] / COUNTED <= 17, calls
+    assert calls["c_call"] / COUNTED <= 21, calls
 
 
 def test_a_stream_holds_no_more_however_long_it_is(turn):

@@ -15,7 +15,7 @@ from ..errors import StoreUnavailable
 from ..sse import Done, Event, Extra, Retrying, Token
 from . import AHEAD, Batch, Journal, closing
 
-HELD = 16  # events that stay here once the journal has them, up to twice as many; who keeps up needs none
+HELD = 8  # events that stay here once the journal has them, up to twice as many; who keeps up needs none
 READ_LIMIT = 512  # events that a follower takes at once, or fewer:
 READ_BYTES = 32 * 1024  # about what they may come to; a client that does not read makes us hold it
 EVENT_BYTES = 40  # of an event beside its text, as it is sent
