@@ -8,12 +8,15 @@ from itertools import pairwise
 import gevent
 import pytest
 from gevent import socket as green
+from gevent import ssl
 
+from server import inlet as inlet_module
 from server.inlet import Inlet
 from server.journal.tail import Tail
 from server.outlet import Outlet
 from server.sse import Done, Token
 
+from .certificates import make_certificate
 from .conftest import RelayServer
 
 
@@ -211,6 +214,31 @@ def test_what_a_read_left_behind_is_taken_without_a_further_event(pair):
     gevent.spawn(inlet.drive, 100, lambda data: taken.append(data) or sum(map(len, taken)) < 150).get(timeout=5)
     assert b"".join(taken) == b"x" * 150
     inlet.close()
+
+
+def test_what_tls_has_decrypted_already_is_taken_as_well(pair, tmp_path, monkeypatch):
+    """A record that is larger than a read leaves something that makes no socket readable."""
+    monkeypatch.setattr(inlet_module, "SSLSocket", ssl.SSLSocket)  # in a worker, gevent's is the only one
+    ours, theirs = pair
+    files = make_certificate(tmp_path, "gateway.test")
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.load_cert_chain(*files)
+    client.load_verify_locations(files[0])
+    accepted = gevent.spawn(server.wrap_socket, theirs, server_side=True)
+    secure = client.wrap_socket(ours, server_hostname="gateway.test")
+    other = accepted.get(timeout=5)
+    inlet = Inlet(secure)
+    taken = []
+    reader = gevent.spawn(inlet.drive, 100, lambda data: taken.append(data) or sum(map(len, taken)) < 20_000)
+    gevent.sleep(0)
+    for _ in range(2):
+        other.sendall(b"x" * 10_000)
+        gevent.sleep(0.01)
+    reader.get(timeout=5)
+    assert b"".join(taken) == b"x" * 20_000
+    inlet.close()
+    secure.close()
+    other.close()
 
 
 def test_no_one_who_reads_costs_no_event_loop(pair):
