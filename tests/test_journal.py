@@ -310,7 +310,7 @@ class TestLease:
         journal.renew()
         turn = begun(journal)
         journal.close()
-        store.live_on(RENEW_INTERVAL, ann)
+        store.live_on(LEASE, ann)  # before that nobody is judged
         assert list(ann.interrupt_orphans()) == [turn.id]
 
 

@@ -224,15 +224,59 @@ def test_a_beginning_that_is_repeated_is_one_turn(ann):
 def test_leases_end_in_real_time(server):
     ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
     turn = bob.begin(entry(), None).entry
+    ann.renew()
     bob.renew()
     began = time.monotonic()
     while not (ended := ann.interrupt_orphans()):
+        ann.renew()
         time.sleep(0.05)
     assert ended == [turn.id]
     assert LEASE - 0.1 < time.monotonic() - began < LEASE + RENEW_INTERVAL
     assert not bob.renew()
     ann.close()
     bob.close()
+
+
+def test_what_was_asked_before_redis_hung_ends_nothing_of_the_living(server):
+    """Redis does it when it goes on, and finds that no lease holds."""
+    ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
+    turn = bob.begin(entry(mirrored=True), None).entry
+    began = time.monotonic()
+    while time.monotonic() < began + LEASE:
+        assert all([ann.renew(), bob.renew()]) or time.monotonic() < began + RENEW_INTERVAL
+        time.sleep(0.1)
+    bob.outbox.claim(["c"])
+    server.process.send_signal(signal.SIGSTOP)
+    hung = time.monotonic()
+    for ask in (ann.interrupt_orphans, lambda: ann.outbox.unheld(10), lambda: ann.outbox.claim(["c"])):
+        with pytest.raises(StoreUnavailable):
+            ask()
+    time.sleep(max(0.0, hung + LEASE + RENEW_INTERVAL - time.monotonic()))
+    server.process.send_signal(signal.SIGCONT)
+    assert not ann.renew()
+    assert not ann.interrupt_orphans()
+    assert not ann.outbox.unheld(10)
+    assert not ann.outbox.claim(["c"])
+    assert not bob.renew()
+    assert bob.find(turn.id).running
+    assert bob.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
+    ann.close()
+    bob.close()
+
+
+def test_a_lease_that_was_taken_anew_is_told_although_the_reply_was_lost(server, ann, monkeypatch):
+    def take(*arguments):
+        call(*arguments)
+        raise StoreUnavailable
+
+    server.client.delete("{relay}:worker:ann")
+    call = ann._client.call
+    with monkeypatch.context() as patch:
+        patch.setattr(ann._client, "call", take)
+        with pytest.raises(StoreUnavailable):
+            ann.renew()
+    assert not ann.renew()
+    assert ann.renew()
 
 
 def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):

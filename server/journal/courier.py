@@ -29,8 +29,8 @@ END_PATIENCE = (
 )
 PURGE_INTERVAL = 10.0  # seconds
 # Seconds that a worker must have held its own lease before it ends the turns of others: when a store has been out of
-# reach, or the clock has jumped, their owners need a moment to say that they live.
-HOLD = 2.0
+# reach, their owners get no less time than ever to say that they live.
+HOLD = LEASE
 MARGIN = 0.5  # seconds before the lease's end in which what only its owner may do is done no more
 WATCH_INTERVAL = 1.0  # seconds between two words to a writer that someone here follows its turn
 WATCH: Wish = "watch"

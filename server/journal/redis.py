@@ -6,7 +6,7 @@ What is kept where; one hash tag for all, so that a script may touch several key
     {relay}:events:ID          stream: one entry a batch with the id LAST-0, so that `(N-0` begins behind cursor N
     {relay}:conversation:CALLER:CID   sorted set: a caller's turns of the conversation by their beginning
     {relay}:key:CALLER:KEY     the turn that began with this idempotency key
-    {relay}:worker:W           there while the worker's lease holds
+    {relay}:worker:W           there while the worker's lease holds: since when, unbroken
     {relay}:workers            set: workers that may have turns that run
     {relay}:running:W          set: these turns
     {relay}:bell:W             stream: wishes for the worker's turns and conversations, and wake-ups
@@ -33,7 +33,7 @@ from typing import Any
 from ..access.allowance import UNLIMITED, Allowance
 from ..errors import StoreUnavailable
 from ..sse import Event
-from . import AHEAD, LEASE, Batch, Begun, Entry, News, Wish, closing
+from . import AHEAD, FRESH, LEASE, Batch, Begun, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .outbox import Outbox
 from .redis_allowance import ALLOWANCE_PRELUDE, allowance_args, refusal_of, standing_of
@@ -212,10 +212,15 @@ end
 return running
 """)
 
+TAKE_LEASE = script("""
+redis.call('SET', KEYS[1], clock(), 'PX', ARGV[1])
+""")
+
 INTERRUPT = script("""
 local workers = KEYS[1]
 local me, status, text, retain, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local ended = {}
+if not judges(me, ARGV[6], ARGV[7]) then return ended end
 for _, worker in ipairs(redis.call('SMEMBERS', workers)) do
   if worker ~= me and redis.call('EXISTS', tag .. 'worker:' .. worker) == 0 then
     local running = tag .. 'running:' .. worker
@@ -256,10 +261,11 @@ class RedisJournal:
         self._keep = max(1, int(keep * 1000))
         self._client = Client(url, TIMEOUT, MAX_CONNECTIONS)
         self._waiting = Client(url, NEWS_BLOCK + TIMEOUT, 1)
-        self.outbox: Outbox = RedisOutbox(self._client, worker, self._retain, keep)
+        self.outbox: Outbox = RedisOutbox(self._client, worker, self._retain, keep, judging())
         self._bell = f"{TAG}bell:{worker}"
         self._heard = "0-0"  # the last of the bell's entries that was read
         self._doubtful: dict[str, tuple[str, str]] = {}  # turns whose `begin` may have failed; see UNDO
+        self._was_broken = False  # the lease had ended, of which `renew` has not told yet
 
     def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         self._undo()
@@ -341,15 +347,16 @@ class RedisJournal:
         return told
 
     def renew(self) -> bool:
-        lease = ["SET", f"{TAG}worker:{self._worker}", "1", "PX", int(LEASE * 1000)]
-        unbroken = self._client.execute(*lease, "XX")
-        if not unbroken:
-            self._client.execute(*lease)
+        lease, length = f"{TAG}worker:{self._worker}", int(LEASE * 1000)
+        if not self._client.execute("PEXPIRE", lease, length):
+            self._was_broken = True
+            self._client.call(TAKE_LEASE, [lease], [length])
         self._undo()
-        return bool(unbroken)
+        was_broken, self._was_broken = self._was_broken, False
+        return not was_broken
 
     def interrupt_orphans(self) -> Collection[str]:
-        args = [self._worker, *CLOSING, self._retain, ORPHANS]
+        args = [self._worker, *CLOSING, self._retain, ORPHANS, *judging()]
         ended: list[str] = self._client.call(INTERRUPT, [f"{TAG}workers"], args)
         return ended
 
@@ -397,6 +404,12 @@ class RedisJournal:
         first, last, reach, text = batch.events[0].id, batch.events[-1].id, batch.reach, pack(batch.events)
         mine = [batch.turn_id, self._worker, first, last, reach, batch.status, text, self._retain]
         return [*mine, last + AHEAD, *CLOSING]
+
+
+def judging() -> tuple[int, float]:
+    """What a worker that judges others has left of its own lease, in milliseconds, and how long it has held it, in
+    seconds, at least."""
+    return int((LEASE - FRESH) * 1000), LEASE
 
 
 def place_of(caller: str, key: str | None) -> str:
