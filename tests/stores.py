@@ -154,7 +154,8 @@ class SqliteStore(Store):
         self._folder = Path(tempfile.mkdtemp(prefix="relay-sqlite-"))
 
     def open(self, worker):
-        return self._engine.SqliteJournal(self._folder / "relay.db", worker, RETAIN, RETAIN_UNDELIVERED, self.clock)
+        clocks = self.clock, self.clock
+        return self._engine.SqliteJournal(self._folder / "relay.db", worker, RETAIN, RETAIN_UNDELIVERED, *clocks)
 
     def close(self):
         super().close()
