@@ -76,9 +76,7 @@ class Courier:
     @property
     def lease_is_sure(self) -> bool:
         """Whether no other worker can think that this one's lease has ended."""
-        if time.monotonic() < self._lease_ends - MARGIN:
-            return True
-        return self._health.failing and self._journal.shared_fate
+        return time.monotonic() < self._lease_ends - MARGIN
 
     @property
     def may_judge(self) -> bool:
@@ -123,6 +121,11 @@ class Courier:
             except StoreUnavailable as error:
                 self._held_since = None
                 self._health.note_failure(error)
+                now = time.monotonic()
+                if self._journal.shared_fate and now < self._lease_ends:
+                    # Just now the store was out of everyone's reach: who comes back first judges no one for as long.
+                    # Not after a sleep that was longer than the lease: what happened meanwhile nobody knows.
+                    self._lease_ends = now + LEASE
             self._asked.set()
             self._asked.clear()
             gevent.sleep(RENEW_INTERVAL)
