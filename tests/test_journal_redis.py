@@ -3,6 +3,7 @@
 import signal
 import socket
 import time
+from contextlib import contextmanager
 
 import pytest
 import redis
@@ -179,15 +180,27 @@ def test_a_server_that_hangs_is_given_up(server, ann):
     server.process.send_signal(signal.SIGCONT)
 
 
+@contextmanager
+def replies_lost(journal):
+    """Redis does what it is asked, and nobody hears of it."""
+
+    def call(*arguments):
+        real(*arguments)
+        raise StoreUnavailable
+
+    real, journal._client.call = journal._client.call, call
+    with pytest.raises(StoreUnavailable):
+        yield
+    journal._client.call = real
+
+
 def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     """Nobody would ever write that turn, and its key would lead to it."""
     ann.begin(entry(conversation="before"), None)
-    server.process.send_signal(signal.SIGSTOP)
     lost = entry(mirrored=True)
-    with pytest.raises(StoreUnavailable):
+    with replies_lost(ann):
         ann.begin(lost, "key")
-    server.process.send_signal(signal.SIGCONT)
-    until(lambda: ann.find(lost.id), "the deed after the lost reply")
+    assert ann.find(lost.id).running
     assert ann.renew()
     assert ann.find(lost.id).status == "interrupted", "for whoever has been led to it meanwhile"
     assert ann.turns_of("c", "alice", 10) == []
@@ -200,16 +213,27 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     assert bob.begin(turn, "key").entry == turn
 
 
-def test_what_waited_before_a_beginning_that_is_undone_still_waits(server, ann):
+def test_what_waited_before_a_beginning_that_is_undone_still_waits(ann):
     earlier = ann.begin(entry(mirrored=True), None).entry
-    server.process.send_signal(signal.SIGSTOP)
-    with pytest.raises(StoreUnavailable):
+    with replies_lost(ann):
         ann.begin(entry(mirrored=True), None)
-    server.process.send_signal(signal.SIGCONT)
-    until(lambda: len(ann.outbox.undelivered(10)) == 2, "the deed after the lost reply")
+    assert len(ann.outbox.undelivered(10)) == 2
     ann.renew()
     assert list(ann.outbox.unheld(10)) == ["c"]
     assert ann.outbox.claim(["c"]) == {"c": [Parcel(earlier.id, 0)]}
+
+
+def test_a_beginning_that_redis_comes_to_too_late_is_none(server, ann, bob):
+    """Its caller was told to ask again, and is led by the key to no turn that nobody writes."""
+    server.process.send_signal(signal.SIGSTOP)
+    late, again = entry(mirrored=True), entry(mirrored=True)
+    with pytest.raises(StoreUnavailable):
+        ann.begin(late, "key")
+    server.process.send_signal(signal.SIGCONT)
+    assert bob.begin(again, "key").entry == again
+    assert ann.renew()
+    assert bob.find(again.id).running
+    assert bob.find(late.id) is None
 
 
 def test_a_beginning_that_is_repeated_is_one_turn(ann):
@@ -264,17 +288,10 @@ def test_what_was_asked_before_redis_hung_ends_nothing_of_the_living(server):
     bob.close()
 
 
-def test_a_lease_that_was_taken_anew_is_told_although_the_reply_was_lost(server, ann, monkeypatch):
-    def take(*arguments):
-        call(*arguments)
-        raise StoreUnavailable
-
+def test_a_lease_that_was_taken_anew_is_told_although_the_reply_was_lost(server, ann):
     server.client.delete("{relay}:worker:ann")
-    call = ann._client.call
-    with monkeypatch.context() as patch:
-        patch.setattr(ann._client, "call", take)
-        with pytest.raises(StoreUnavailable):
-            ann.renew()
+    with replies_lost(ann):
+        ann.renew()
     assert not ann.renew()
     assert ann.renew()
 

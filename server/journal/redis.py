@@ -27,6 +27,8 @@ It is as durable as that Redis is (`appendfsync`), which must not evict (`maxmem
 thrown out counts as not known any more.
 """
 
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -55,13 +57,15 @@ BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
 # takes so long. Turns that are gone go from it when it is read.
 CONVERSATION_SPARE = 86_400_000
 
-# Returns the turn and what its caller has left; without the turn how long its caller has to wait.
+# Returns the turn and what its caller has left; without the turn how long its caller has to wait. Not once the worker
+# has given up waiting for it: nobody would write that turn, to which a repeat on another worker would be led.
 BEGIN = script(
     ALLOWANCE_PRELUDE
     + """
 local turn, running, workers, key, conversation, queue, beginnings, busy = unpack(KEYS)
-local id, worker, began, expiry, name, length, bell_expiry, turns, seconds, at_once = unpack(ARGV, 1, 10)
+local id, worker, began, expiry, name, length, bell_expiry, turns, seconds, at_once, by = unpack(ARGV, 1, 11)
 turns, at_once = tonumber(turns), tonumber(at_once)
+if tonumber(clock()) >= tonumber(by) then return redis.error_reply('LATE') end
 local earlier = redis.call('GET', key)
 if earlier then
   local found = redis.call('HGETALL', tag .. 'turn:' .. earlier)
@@ -75,7 +79,7 @@ if redis.call('EXISTS', turn) == 0 then
     if seconds_left > 0 then return {false, string.format('%.6f', seconds_left)} end
   end
   if at_once > 0 and not has_room(busy, at_once) then return {false, false} end
-  redis.call('HSET', turn, unpack(ARGV, 11))
+  redis.call('HSET', turn, unpack(ARGV, 12))
   redis.call('SADD', workers, worker)
   redis.call('SADD', running, id)
   if turns > 0 then left, reset = spend(beginnings, turns, seconds, now) end
@@ -266,6 +270,7 @@ class RedisJournal:
         self._heard = "0-0"  # the last of the bell's entries that was read
         self._doubtful: dict[str, tuple[str, str]] = {}  # turns whose `begin` may have failed; see UNDO
         self._was_broken = False  # the lease had ended, of which `renew` has not told yet
+        self._ahead = math.inf  # seconds by which Redis' clock is ahead of the monotonic one, at least
 
     def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         self._undo()
@@ -276,7 +281,8 @@ class RedisJournal:
         keys += [f"{TAG}beginnings:{entry.caller}", f"{TAG}busy:{entry.caller}"]
         fields = fields_of(entry) | {"worker": self._worker} | ({} if key is None else {"key": place})
         mine = [entry.id, self._worker, entry.began, self._keep + CONVERSATION_SPARE]
-        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *allowance_args(allowance)]
+        by = time.monotonic() + self._ahead + TIMEOUT
+        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *allowance_args(allowance), by]
         args += [part for field in fields.items() for part in field]
         try:
             turn_id, found, *standing = self._client.call(BEGIN, keys, args)
@@ -348,7 +354,9 @@ class RedisJournal:
 
     def renew(self) -> bool:
         lease, length = f"{TAG}worker:{self._worker}", int(LEASE * 1000)
-        if not self._client.execute("PEXPIRE", lease, length):
+        unbroken, (seconds, micros) = self._client.execute_all(["PEXPIRE", lease, length], ["TIME"])
+        self._ahead = seconds + micros / 1_000_000 - time.monotonic()
+        if not unbroken:
             self._was_broken = True
             self._client.call(TAKE_LEASE, [lease], [length])
         self._undo()
