@@ -712,6 +712,19 @@ class TestSqlite:
         bob.renew()
         assert claimed(bob) == parcels(turn)
 
+    def test_a_new_worker_takes_nothing_from_the_living_either(self, path, now, ann, bob):
+        """It comes first when a lock is gone that was there for longer than a lease."""
+        turn = begun(ann)
+        claimed(ann)
+        now[0] += LEASE + 0.1
+        cid = SqliteJournal(path, "cid", RETAIN, RETAIN_UNDELIVERED, lambda: now[0], lambda: now[0])
+        cid.renew()
+        assert claimed(cid) is None
+        assert not cid.interrupt_orphans()
+        ann.renew()
+        assert claimed(ann) == parcels(turn)
+        cid.close()
+
     def test_a_holder_from_before_the_machine_was_restarted_holds_nothing(self, now, ann, bob):
         turn = begun(ann)
         claimed(ann)
@@ -743,6 +756,14 @@ class TestSqlite:
         with closing(sqlite3.connect(path)) as connection:
             for table in ("turns", "batches", "wishes", "holders"):
                 assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608
+
+    def test_nothing_stays_of_what_arrived_before_it_was_given_up_and_was_noted_after_it(self, path, now, ann):
+        turn = ended(ann)
+        claimed(ann)
+        ann.outbox.release(["c"])
+        ann.outbox.confirm([whole(turn)])
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT count(*) FROM holders").fetchone() == (0,)
 
     def test_nothing_stays_of_workers_that_died_long_ago(self, path, now, ann, bob):
         claimed(ann)

@@ -88,9 +88,10 @@ class Journal(Protocol):
     are consecutive from 1; only the closing events of a turn whose worker died jump, to behind `reach`: a client can
     have seen more than was kept, and must not wait behind its own cursor.
 
-    Only who has renewed its own lease within FRESH seconds, and has not lost it for as long as a lease lasts, may say
-    that others' have ended: when the store was out of reach all had, and the living are given the time to say so. The
-    store itself looks, when it acts: what it was asked for waits in it while it answers nobody.
+    Only who has renewed its own lease within FRESH seconds, and has held it for as long as a lease lasts, may say that
+    others' have ended: when the store was out of reach all had, and the living are given the time to say so, also where
+    a new worker comes first. The store itself looks, when it acts: what it was asked for waits in it while it answers
+    nobody.
     """
 
     shared_fate: bool  # whether a store that this worker cannot reach is out of every other worker's reach as well

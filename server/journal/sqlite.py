@@ -28,7 +28,7 @@ POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn 
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
 NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
 FAR = 1 << 62  # behind every cursor
-DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
+DEAD_WORKER = 60.0  # seconds after its lease that a worker's row goes, and those of what it held
 # The fields of Entry, in order.
 ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended, mirrored"
 MINE = "turns.id = row.column1 AND worker = ? AND status = 'running'"
@@ -306,8 +306,8 @@ def renew(connection: sqlite3.Connection, worker: str, tick: float) -> bool:
     update = "UPDATE workers SET lease = ? WHERE id = ? AND lease BETWEEN ? AND ?"
     if connection.execute(update, (tick + LEASE, worker, tick, tick + FAR_LEASE)).rowcount == 1:
         return True
-    put = "INSERT INTO workers VALUES (:worker, :lease, 0) ON CONFLICT (id) DO UPDATE SET lease = :lease, broken = :now"
-    connection.execute(put, {"worker": worker, "lease": tick + LEASE, "now": tick})
+    put = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?)"
+    connection.execute(put, (worker, tick + LEASE, tick))
     return False
 
 

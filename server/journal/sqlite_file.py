@@ -64,7 +64,7 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     ) WITHOUT ROWID;
     CREATE INDEX beginnings_by_time ON beginnings (at);
     """,
-    "ALTER TABLE workers ADD COLUMN broken REAL NOT NULL DEFAULT 0",  # when it took its lease after that had run out
+    "ALTER TABLE workers ADD COLUMN broken REAL NOT NULL DEFAULT 0",  # when it took its lease
 ]
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 
@@ -215,8 +215,8 @@ def judges(connection: sqlite3.Connection, worker: str, tick: float) -> bool:
 
     This transaction may have waited for its turn; the living could not renew meanwhile either.
     """
-    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ? AND broken NOT BETWEEN ? AND ?"
-    values = (worker, tick + LEASE - FRESH, tick + FAR_LEASE, tick - LEASE, tick)
+    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ? AND broken <= ?"
+    values = (worker, tick + LEASE - FRESH, tick + FAR_LEASE, tick - LEASE)
     return connection.execute(renewed, values).fetchone() is not None
 
 

@@ -149,7 +149,7 @@ def unheld(connection: sqlite3.Connection, tick: float, limit: int) -> list[str]
 def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Receipt], tick: float) -> list[str]:
     """Returns the turns of conversations that another living worker holds."""
     select = (
-        "SELECT coalesce(holders.worker, '') FROM turns LEFT JOIN holders USING (conversation) "
+        "SELECT conversation, coalesce(holders.worker, '') FROM turns LEFT JOIN holders USING (conversation) "
         "WHERE id = ? AND place IS NOT NULL"
     )
     update = (
@@ -159,9 +159,11 @@ def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Rece
     lost = []
     for receipt in receipts:
         match connection.execute(select, (receipt.turn_id,)).fetchone():
-            case (holder,) if holder == worker or not lives(connection, holder, tick):
+            case (conversation, holder) if holder == worker or not lives(connection, holder, tick):
                 connection.execute(update, receipt._asdict())
-            case (_,):
+                if receipt.whole and not holder:  # it was given up meanwhile
+                    settle(connection, [conversation])
+            case (_, _):
                 lost.append(receipt.turn_id)
     return lost
 
