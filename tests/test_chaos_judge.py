@@ -58,6 +58,9 @@ KEPT_PROMISES = {
     "its worker was killed before it kept the last token": turn(
         [*tokens(0, 1, 2), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]
     ),
+    "who left heard of the death and no more": turn(
+        [*tokens(0, 1), DEAD], "interrupted", 2, meanwhile=["kill"], manner="leaves"
+    ),
     "it was cancelled": turn([*tokens(0), done(2, "cancelled")], "cancelled", 1, replace(QUESTION, cancel_after=1.0)),
     "nobody was left who reads it": turn(
         tokens(0), "cancelled", 2, replace(QUESTION, readers=(Reader("leaves"), Reader("deaf"))), manner="leaves"
@@ -71,6 +74,10 @@ VIOLATIONS = {
     "an event again under its own id": (turn([*tokens(0, 1), *WHOLE[1:]]), "id 2 (token) after 2"),
     "a gap in the ids": (turn([*tokens(0, 1), *tokens(2, 3, first=4), done(6)]), "id 4 (token) after 2"),
     "a jump without a death": (turn([*tokens(0, 1, 2, 3), done(50)]), "id 50 (done) after 4"),
+    "a jump before another failure": (
+        turn([*tokens(0, 1), Event(50, "error", {"code": "answer_cut"}), done(51, "failed")], "failed", 2, CUT),
+        "id 50 (error) after 2",
+    ),
     "a jump among the tokens of a turn whose worker died": (
         turn([*tokens(0), *tokens(1, first=9), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]),
         "id 9 (token) after 1",
@@ -141,6 +148,13 @@ def test_a_whole_transcript_is_no_violation_also_where_a_lost_link_repeats_somet
 )
 def test_a_transcript_that_is_not_the_journals_text_is_found(pieces):
     assert of_conversation(conversation(*pieces), [turn()])
+
+
+def test_what_a_slow_reader_took_once_its_link_was_gone_is_no_second_link():
+    slow = conversation((1, text(1)), (2, text(4)[len(text(1)) :]), (1, QUESTION.tokens[1]))
+    assert of_conversation(slow, [turn()]) == ["transcript: links 1 and 2 at once"]
+    slow["messages"][-1]["late"] = True
+    assert of_conversation(slow, [turn()]) == []
 
 
 def test_text_that_waits_for_its_delivery_is_found():

@@ -68,9 +68,15 @@ def needless_repeats(conversation):
 
 
 def overlaps(conversation):
-    """Links that brought text at the same time."""
+    """Links that brought text at the same time.
+
+    What a slow reader has in its own buffers it takes when it likes, and nobody can take it back: what it took after
+    the link's end says nothing of when the link was used.
+    """
     spans = {}
     for message in conversation["messages"]:
+        if message.get("late"):
+            continue
         first, _ = spans.get(message.get("link"), (message["at"], 0))
         spans[message.get("link")] = (first, message["at"])
     ordered = sorted(spans.items(), key=lambda item: item[1])

@@ -68,11 +68,13 @@ def may_differ(turn: Turn) -> bool:
 
 
 def of_ids(events: list[Event]) -> Iterator[str]:
-    """Consecutive from 1; they may jump once, before the closing events of a turn whose worker died."""
-    is_interrupted = bool(events) and events[-1].data.get("status") == "interrupted"
+    """Consecutive from 1; they may jump once, before the closing events of a turn whose worker died.
+
+    Who leaves may do so between the two.
+    """
     last = 0
     for event in events:
-        is_jump = is_interrupted and event.kind == "error" and event.id > last
+        is_jump = event.kind == "error" and event.data.get("code") == "interrupted" and event.id > last
         if event.id != last + 1 and not is_jump:
             yield f"id {event.id} ({event.kind}) after {last}"
         last = event.id
