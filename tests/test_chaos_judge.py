@@ -61,6 +61,9 @@ KEPT_PROMISES = {
     "who left heard of the death and no more": turn(
         [*tokens(0, 1), DEAD], "interrupted", 2, meanwhile=["kill"], manner="leaves"
     ),
+    "its worker was killed before it kept the end": turn(
+        WHOLE, "interrupted", 2, meanwhile=["kill", "its worker's end"]
+    ),
     "it was cancelled": turn([*tokens(0), done(2, "cancelled")], "cancelled", 1, replace(QUESTION, cancel_after=1.0)),
     "nobody was left who reads it": turn(
         tokens(0), "cancelled", 2, replace(QUESTION, readers=(Reader("leaves"), Reader("deaf"))), manner="leaves"
@@ -96,6 +99,10 @@ VIOLATIONS = {
     "less than the journal after a death": (
         turn([*tokens(0), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]),
         "the journal",
+    ),
+    "another end after a death that came before": (
+        turn(WHOLE, "interrupted", 2, meanwhile=["kill"]),
+        "was told complete",
     ),
     "a turn that runs on": (turn(tokens(0), "running", 1), "runs on"),
     "interrupted by what must not": (

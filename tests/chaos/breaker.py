@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
+from server.journal.flusher import FLUSH_INTERVAL
+
 from ..conftest import until
 from ..schedules import break_worker, wait_until
-from .judge import STORE
+from .judge import DEADLY, LAST_MOMENT, STORE
 from .records import Question
 
 # Seconds for which a fault still explains what fails. A login's waits in the sandbox for the next login; a token that
@@ -38,12 +40,17 @@ class Breaker:
             future.result()
 
     def meanwhile(self, began, ended):
-        """Kinds of faults that were at work between two moments (monotonic)."""
+        """Kinds of faults that were at work between two moments (monotonic).
+
+        What kills a worker may come a little later: it takes along what is not older than a flush, the end as well.
+        """
         spans = [(kind, start, end + AFTERMATH.get(kind, 0.5)) for kind, start, end in list(self._at_work)]
         for kind, start, end in sorted(spans, key=lambda span: span[1]):
             if kind in STORE and start <= ended <= end:
                 ended = end + KEPT  # only then is it certain that the end is kept
-        return frozenset(kind for kind, start, end in spans if start <= ended and began <= end)
+        found = {kind for kind, start, end in spans if start <= ended and began <= end}
+        last = {kind for kind, start, _ in spans if kind in DEADLY and ended < start <= ended + FLUSH_INTERVAL}
+        return frozenset(found | last | ({LAST_MOMENT} if last else set()))
 
     def _strike(self, fault, at):
         wait_until(at)

@@ -8,6 +8,7 @@ from .records import ENDLESS, OTHERS_CODES, Event, Question, Reading, Turn
 
 DEADLY = {"kill", "stop"}  # only these may end a turn with `interrupted`
 STORE = {"store", "disk full", "redis restart"}
+LAST_MOMENT = "its worker's end"  # came with the turn's own, before that was kept
 
 
 def violations(turn: Turn) -> list[str]:
@@ -64,7 +65,7 @@ def of_reading(turn: Turn, reading: Reading) -> Iterator[str]:
 
 def may_differ(turn: Turn) -> bool:
     """A worker that could keep nothing and was killed then takes along what its followers have seen."""
-    return bool(turn.meanwhile & DEADLY and turn.meanwhile & STORE)
+    return bool(turn.meanwhile & DEADLY and turn.meanwhile & (STORE | {LAST_MOMENT}))
 
 
 def of_ids(events: list[Event]) -> Iterator[str]:
