@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from .chaos.judge import leaks_of, of_conversation, violations
+from .chaos.breaker import Breaker
+from .chaos.judge import LAST_MOMENT, leaks_of, of_conversation, violations
 from .chaos.plan import KINDS, make_plan
 from .chaos.records import Event, Question, Reader, Reading, Turn
 
@@ -168,6 +169,14 @@ def test_text_that_waits_for_its_delivery_is_found():
     record = turn()
     record.state["transcript"]["state"] = "pending"
     assert of_conversation(conversation((1, text(4))), [record]) == ["not delivered: ['t']"]
+
+
+@pytest.mark.parametrize(("told", "is_last"), [(9.0, False), (9.8, True), (10.0, True), (10.4, True), (10.6, False)])
+@pytest.mark.parametrize("death", [("kill", 10.0, 10.01), ("stop", 10.0, 15.0)])
+def test_a_death_takes_along_the_end_of_a_turn_that_was_told_at_the_same_time_alone(death, told, is_last):
+    breaker = Breaker(None, None)
+    breaker._at_work = [death]
+    assert (LAST_MOMENT in breaker.meanwhile(1.0, told, told)) == is_last
 
 
 def test_a_secret_is_found_and_not_shown():

@@ -21,6 +21,7 @@ from .records import Question
 # Seconds for which a fault still explains what fails. A login's waits in the sandbox for the next login; a token that
 # was just renewed is not renewed again for some seconds.
 AFTERMATH = {"outage": 4.0, "login": float("inf"), "expiry": 10.0}
+AFTER = 0.5  # seconds, for all others
 KEPT = 5.0  # seconds after which a store that is in order again has all that waited for it
 
 
@@ -39,17 +40,20 @@ class Breaker:
         for future in done:
             future.result()
 
-    def meanwhile(self, began, ended):
-        """Kinds of faults that were at work between two moments (monotonic).
+    def meanwhile(self, began, ended, told):
+        """Kinds of faults that were at work between two moments (monotonic); `told` is when a reader first saw the end.
 
-        What kills a worker may come a little later: it takes along what is not older than a flush, the end as well.
+        What kills a worker takes along what is not older than a flush, the end as well: it may come a little later.
         """
-        spans = [(kind, start, end + AFTERMATH.get(kind, 0.5)) for kind, start, end in list(self._at_work)]
+        spans = [(kind, start, end + AFTERMATH.get(kind, AFTER)) for kind, start, end in list(self._at_work)]
+        deaths = [
+            (kind, start, start + AFTER if kind == "stop" else end) for kind, start, end in spans if kind in DEADLY
+        ]
         for kind, start, end in sorted(spans, key=lambda span: span[1]):
             if kind in STORE and start <= ended <= end:
                 ended = end + KEPT  # only then is it certain that the end is kept
         found = {kind for kind, start, end in spans if start <= ended and began <= end}
-        last = {kind for kind, start, _ in spans if kind in DEADLY and ended < start <= ended + FLUSH_INTERVAL}
+        last = {kind for kind, start, end in deaths if start - FLUSH_INTERVAL <= told <= end}
         return frozenset(found | last | ({LAST_MOMENT} if last else set()))
 
     def _strike(self, fault, at):

@@ -147,5 +147,6 @@ class Round:
             return None
         if not any(reading.is_whole for reading, _ in read):
             ended = time.monotonic()  # nobody saw when
-        meanwhile = self._breaker.meanwhile(began, ended)
+        told = min((at for reading, at in read if reading.is_ended), default=ended)
+        meanwhile = self._breaker.meanwhile(began, ended, told)
         return Turn(asker.id, asker.question, tuple(reading for reading, _ in read), state, meanwhile)
