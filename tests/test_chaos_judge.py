@@ -165,6 +165,13 @@ def test_what_a_slow_reader_took_once_its_link_was_gone_is_no_second_link():
     assert of_conversation(slow, [turn()]) == []
 
 
+def test_what_arrived_may_come_again_where_its_arrival_could_not_be_stored():
+    again = conversation((1, text(1)), (1, QUESTION.tokens[1]), (1, QUESTION.tokens[2]), (2, text(4)))
+    assert of_conversation(again, [turn()]) == ["transcript: (0, 0) came again"]
+    assert of_conversation(again, [turn()], [(3.0, 9.0)]) == ["transcript: (0, 0) came again"]
+    assert of_conversation(again, [turn()], [(0.5, 1.0)]) == []
+
+
 def test_text_that_waits_for_its_delivery_is_found():
     record = turn()
     record.state["transcript"]["state"] = "pending"

@@ -56,6 +56,11 @@ class Breaker:
         last = {kind for kind, start, end in deaths if start - FLUSH_INTERVAL <= told <= end}
         return frozenset(found | last | ({LAST_MOMENT} if last else set()))
 
+    def outages(self):
+        """When the store may have kept nothing: begin and end of each, in seconds since 1970."""
+        ahead = time.time() - time.monotonic()
+        return [(start + ahead, end + ahead + KEPT) for kind, start, end in list(self._at_work) if kind in STORE]
+
     def _strike(self, fault, at):
         wait_until(at)
         kind = fault.kind

@@ -1,6 +1,6 @@
 """What must hold for each turn whatever broke: pure, and tried with faulty records in test_chaos_judge.py."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..transcripts import faults_of
@@ -93,15 +93,21 @@ def of_text(text: str, question: Question, who: str) -> Iterator[str]:
         yield f"{who} has {shortened(text[place:])} where {shortened(whole[place:])} belongs, after {place} characters"
 
 
-def of_conversation(conversation: Mapping[str, Any], turns: list[Turn]) -> list[str]:
-    """Whether the transcript is what the journal has of all its turns."""
+def of_conversation(
+    conversation: Mapping[str, Any], turns: list[Turn], outages: Sequence[tuple[float, float]] = ()
+) -> list[str]:
+    """Whether the transcript is what the journal has of all its turns.
+
+    A holder that died while the store was out of order, in one of the `outages` (seconds since 1970), could not leave
+    word of what had arrived.
+    """
     texts = [turn.state["text"] for turn in turns]
     undelivered = [turn.id for turn in turns if (turn.state.get("transcript") or {}).get("state") != "delivered"]
     found = [f"not delivered: {undelivered}"] if undelivered else []
     if any(turn.question.fault.get("fault") == "endless" for turn in turns):
         got = len(conversation["text"])
         return found + ([f"transcript has {got} characters of {len(texts[0])}"] if got < len(texts[0]) else [])
-    return found + [f"transcript: {fault}" for fault in faults_of(conversation, texts)]
+    return found + [f"transcript: {fault}" for fault in faults_of(conversation, texts, outages)]
 
 
 def leaks_of(outputs: Mapping[str, str], secrets: Mapping[str, str]) -> list[str]:

@@ -117,7 +117,7 @@ class Round:
                     self._report.violations += [f"{turn}: {fault}" for fault in [*found, *self._logged(turn)]]
             if turns:
                 name = turns[0].question.conversation
-                found = of_conversation(self._world.sandbox.conversation(name), turns)
+                found = of_conversation(self._world.sandbox.conversation(name), turns, self._breaker.outages())
                 ids = [turn.id for turn in turns]
                 self._report.violations += [f"conversation {name} of the turns {ids}: {fault}" for fault in found]
 
