@@ -50,6 +50,7 @@ READ_BATCHES = 64  # that one XRANGE brings; a batch is a quarter of a second of
 ORPHANS = 500  # turns that one call ends; Redis does nothing else meanwhile
 ERASE_LIMIT = 200  # turns that one script erases
 GIVE_UP = 500  # conversations that one script gives up
+PROMPT = TIMEOUT / 4  # seconds for a reply that tells what time it is there: so much sooner is a beginning too late
 BELL_LENGTH = 10_000  # wishes that wait for one worker; beyond it the oldest go
 SECRET = f"{TAG}secret"
 BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
@@ -354,8 +355,10 @@ class RedisJournal:
 
     def renew(self) -> bool:
         lease, length = f"{TAG}worker:{self._worker}", int(LEASE * 1000)
+        asked = time.monotonic()
         unbroken, (seconds, micros) = self._client.execute_all(["PEXPIRE", lease, length], ["TIME"])
-        self._ahead = seconds + micros / 1_000_000 - time.monotonic()
+        if (now := time.monotonic()) - asked < PROMPT:
+            self._ahead = seconds + micros / 1_000_000 - now
         if not unbroken:
             self._was_broken = True
             self._client.call(TAKE_LEASE, [lease], [length])
