@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from server.journal import RENEW_INTERVAL, Batch, Entry
+from server.journal import LEASE, RENEW_INTERVAL, Batch, Entry
 from server.journal.flusher import FLUSH_INTERVAL, SLACK, WATCHED_INTERVAL
 from server.journal.outbox import Receipt
 from server.journal.redis import RedisJournal
@@ -130,6 +130,7 @@ def measure(load: Load, turns: int = TURNS) -> RedisCosts:
         append = spent(steps.append)
         confirm = spent(steps.confirm)
         one, many = spent(lambda: steps.look(1)), spent(lambda: steps.look(min(CURSORS, turns)))
+        steps.hold_leases()
         tend = spent(steps.tend)
         end = spent(steps.end)
         cursors = min(CURSORS, turns) - 1
@@ -226,10 +227,21 @@ class Steps:
             time.sleep(PAUSE)
         return len(self._turns)
 
+    def hold_leases(self) -> None:
+        """For so long that a worker may look after the others."""
+        held = time.monotonic() + LEASE
+        while time.monotonic() < held:
+            self.renew()
+            time.sleep(RENEW_INTERVAL)
+        self.renew()
+
     def tend(self) -> int:
         """A worker's look after all the others, those that run turns and those that hold conversations."""
-        self.renew()
+        renewed = 0.0
         for _ in range(len(self._turns)):
+            if (now := time.monotonic()) - renewed > RENEW_INTERVAL:
+                renewed = now
+                self.renew()
             self._journal.interrupt_orphans()
             self._journal.outbox.unheld(1)
             time.sleep(PAUSE)

@@ -12,9 +12,10 @@ class Message:
     at: float  # seconds since 1970
     link: int | None  # the WebSocket that carried it; None: posted to the platform API
     id: str | None
+    is_late: bool = False  # a slow reader took it when the other end of the link had gone long ago
 
     def shown(self) -> dict[str, Any]:
-        shown = {"text": self.text, "at": self.at, "link": self.link, "id": self.id}
+        shown = {"text": self.text, "at": self.at, "link": self.link, "id": self.id, "late": self.is_late or None}
         return {name: value for name, value in shown.items() if value is not None}
 
 

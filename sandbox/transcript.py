@@ -9,7 +9,7 @@ import time
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from .calls import Calls
-from .connection import reset, until_gone
+from .connection import is_gone, reset, until_gone
 from .conversations import Conversations, Message
 from .errors import Refusal, api_error, bad_request, oauth_error
 from .faults import FaultPlan, Order, retry_after_header
@@ -81,7 +81,7 @@ class Transcript:
             raise bad_request("This place has given no cookie")
         self._tokens.require(request.query.get("access_token", ""), *SCOPES)
 
-    def keep(self, data: str, number: int) -> None:
+    def keep(self, data: str, number: int, is_late: bool) -> None:
         """Keeps one message. Raises ValueError when it is none."""
         message = json.loads(data)
         texts = [message.get(name) for name in ("conversationId", "text")] if isinstance(message, dict) else [None]
@@ -92,7 +92,7 @@ class Transcript:
         identity = message.get("id")
         if identity is not None and not isinstance(identity, str):
             raise ValueError("id is a string")
-        self._conversations.get(texts[0]).add(Message(texts[1], time.time(), number, identity))
+        self._conversations.get(texts[0]).add(Message(texts[1], time.time(), number, identity, is_late))
         self._calls.transcript_figures["messages"] += 1
 
     def count_ping(self) -> None:
@@ -145,8 +145,9 @@ class Session:
                 await self._link.pong(message.data)
                 self._transcript.note_pong(self._number)
         elif message.type is WSMsgType.TEXT:
+            is_late = self._fault == "slow_reader" and is_gone(self._request)
             try:
-                self._transcript.keep(message.data, self._number)
+                self._transcript.keep(message.data, self._number, is_late)
             except ValueError as error:
                 await self._link.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode()[:120])
                 return False

@@ -144,7 +144,7 @@ class Turns:
             courier = self._courier
             loops = [courier.hold_lease, self._sweep, self._flusher.run, courier.carry, courier.tend]
             loops += self._mirror.loops() if self._mirror else []
-            self._greenlets = [gevent.spawn(run_for_ever, loop) for loop in loops]
+            self._greenlets = [gevent.spawn(run_for_ever, loop, lambda: self._closed) for loop in loops]
 
     def start(
         self,
@@ -456,12 +456,14 @@ def make_id(now: float, random_bytes: Callable[[int], bytes]) -> str:
     return urlsafe_b64encode(moment.to_bytes(4) + random_bytes(12)).decode().rstrip("=")
 
 
-def run_for_ever(loop: Callable[[], None]) -> None:
+def run_for_ever(loop: Callable[[], None], is_over: Callable[[], bool]) -> None:
     """Runs a loop again when it breaks: without it no turn would end, or the lease would."""
-    while True:
+    while not is_over():
         try:
             loop()
         except Exception:
+            if is_over():
+                return  # it was killed, of which Redis' client makes another error
             log.exception("a loop broke, running it again")
         gevent.sleep(LOOP_PAUSE)
 

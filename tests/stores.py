@@ -15,7 +15,7 @@ import gevent
 import redis
 
 from server.access.allowance import Allowance, Rate
-from server.journal import LEASE, RENEW_INTERVAL, Batch, Entry
+from server.journal import FRESH, LEASE, RENEW_INTERVAL, Batch, Entry
 from server.sse import Token
 
 from .conftest import until
@@ -24,8 +24,8 @@ RETAIN = 60.0  # seconds
 RETAIN_UNDELIVERED = 600.0  # seconds
 STEP = 2.0  # seconds between two renewals of those who live on; less than LEASE
 STRETCH = 100  # seconds of Redis to one of a test: what a slow machine takes on top does not count
-# Each key of a Redis comes so many milliseconds nearer to its end; the ends of undelivered turns, and the beginnings
-# that count for a caller's rate, lie further back.
+# Each key of a Redis comes so many milliseconds nearer to its end; the ends of undelivered turns, the beginnings of
+# leases and those that count for a caller's rate lie further back.
 FORWARD = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local left = redis.call('PTTL', key)
@@ -33,6 +33,9 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', '{relay}:outbox', '-inf', '(inf')) do
   redis.call('ZINCRBY', '{relay}:outbox', -ARGV[1] / 1000, id)
+end
+for _, key in ipairs(redis.call('KEYS', '{relay}:worker:*')) do
+  redis.call('SET', key, string.format('%.6f', redis.call('GET', key) - ARGV[1] / 1000), 'KEEPTTL')
 end
 for _, key in ipairs(redis.call('KEYS', '{relay}:beginnings:*')) do
   for n, at in ipairs(redis.call('LRANGE', key, 0, -1)) do
@@ -151,7 +154,8 @@ class SqliteStore(Store):
         self._folder = Path(tempfile.mkdtemp(prefix="relay-sqlite-"))
 
     def open(self, worker):
-        return self._engine.SqliteJournal(self._folder / "relay.db", worker, RETAIN, RETAIN_UNDELIVERED, self.clock)
+        clocks = self.clock, self.clock
+        return self._engine.SqliteJournal(self._folder / "relay.db", worker, RETAIN, RETAIN_UNDELIVERED, *clocks)
 
     def close(self):
         super().close()
@@ -166,7 +170,7 @@ class RedisStore(Store):
 
         super().__init__()
         self._engine = engine
-        self._engine.LEASE = LEASE * STRETCH
+        self._engine.LEASE, self._engine.FRESH = LEASE * STRETCH, FRESH * STRETCH
         self._server = server
         server.client.flushall()
 
@@ -179,7 +183,7 @@ class RedisStore(Store):
 
     def close(self):
         super().close()
-        self._engine.LEASE = LEASE
+        self._engine.LEASE, self._engine.FRESH = LEASE, FRESH
 
     def later(self, call, *args):
         return Waiting(call, args)

@@ -7,15 +7,13 @@ import pytest
 from .chaos.__main__ import told
 from .chaos.round import run
 
-# A minute is whole without these: what they still find now and then is not mended (`make chaos` brings them).
-WITHOUT = ("clock", "store", "redis restart")
 SECONDS = 60.0  # in which faults come
 
 
 @pytest.mark.timeout(600)  # then all must come to rest, which an idle link does after a minute
 def test_whatever_breaks_every_promise_is_kept():
     seed = random.randrange(1_000_000)
-    report = run(seed, SECONDS, without=WITHOUT)
-    assert not report.violations, told(report, SECONDS, WITHOUT)
+    report = run(seed, SECONDS)
+    assert not report.violations, told(report, SECONDS)
     assert report.turns["complete"] > 0
     assert report.faults.total() > 0

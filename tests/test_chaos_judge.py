@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from .chaos.judge import leaks_of, of_conversation, violations
+from .chaos.breaker import Breaker
+from .chaos.judge import LAST_MOMENT, leaks_of, of_conversation, violations
 from .chaos.plan import KINDS, make_plan
 from .chaos.records import Event, Question, Reader, Reading, Turn
 
@@ -58,6 +59,12 @@ KEPT_PROMISES = {
     "its worker was killed before it kept the last token": turn(
         [*tokens(0, 1, 2), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]
     ),
+    "who left heard of the death and no more": turn(
+        [*tokens(0, 1), DEAD], "interrupted", 2, meanwhile=["kill"], manner="leaves"
+    ),
+    "its worker was killed before it kept the end": turn(
+        WHOLE, "interrupted", 2, meanwhile=["kill", "its worker's end"]
+    ),
     "it was cancelled": turn([*tokens(0), done(2, "cancelled")], "cancelled", 1, replace(QUESTION, cancel_after=1.0)),
     "nobody was left who reads it": turn(
         tokens(0), "cancelled", 2, replace(QUESTION, readers=(Reader("leaves"), Reader("deaf"))), manner="leaves"
@@ -71,6 +78,10 @@ VIOLATIONS = {
     "an event again under its own id": (turn([*tokens(0, 1), *WHOLE[1:]]), "id 2 (token) after 2"),
     "a gap in the ids": (turn([*tokens(0, 1), *tokens(2, 3, first=4), done(6)]), "id 4 (token) after 2"),
     "a jump without a death": (turn([*tokens(0, 1, 2, 3), done(50)]), "id 50 (done) after 4"),
+    "a jump before another failure": (
+        turn([*tokens(0, 1), Event(50, "error", {"code": "answer_cut"}), done(51, "failed")], "failed", 2, CUT),
+        "id 50 (error) after 2",
+    ),
     "a jump among the tokens of a turn whose worker died": (
         turn([*tokens(0), *tokens(1, first=9), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]),
         "id 9 (token) after 1",
@@ -89,6 +100,10 @@ VIOLATIONS = {
     "less than the journal after a death": (
         turn([*tokens(0), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]),
         "the journal",
+    ),
+    "another end after a death that came before": (
+        turn(WHOLE, "interrupted", 2, meanwhile=["kill"]),
+        "was told complete",
     ),
     "a turn that runs on": (turn(tokens(0), "running", 1), "runs on"),
     "interrupted by what must not": (
@@ -143,10 +158,32 @@ def test_a_transcript_that_is_not_the_journals_text_is_found(pieces):
     assert of_conversation(conversation(*pieces), [turn()])
 
 
+def test_what_a_slow_reader_took_once_its_link_was_gone_is_no_second_link():
+    slow = conversation((1, text(1)), (2, text(4)[len(text(1)) :]), (1, QUESTION.tokens[1]))
+    assert of_conversation(slow, [turn()]) == ["transcript: links 1 and 2 at once"]
+    slow["messages"][-1]["late"] = True
+    assert of_conversation(slow, [turn()]) == []
+
+
+def test_what_arrived_may_come_again_where_its_arrival_could_not_be_stored():
+    again = conversation((1, text(1)), (1, QUESTION.tokens[1]), (1, QUESTION.tokens[2]), (2, text(4)))
+    assert of_conversation(again, [turn()]) == ["transcript: (0, 0) came again"]
+    assert of_conversation(again, [turn()], [(3.0, 9.0)]) == ["transcript: (0, 0) came again"]
+    assert of_conversation(again, [turn()], [(0.5, 1.0)]) == []
+
+
 def test_text_that_waits_for_its_delivery_is_found():
     record = turn()
     record.state["transcript"]["state"] = "pending"
     assert of_conversation(conversation((1, text(4))), [record]) == ["not delivered: ['t']"]
+
+
+@pytest.mark.parametrize(("told", "is_last"), [(9.0, False), (9.8, True), (10.0, True), (10.4, True), (10.6, False)])
+@pytest.mark.parametrize("death", [("kill", 10.0, 10.01), ("stop", 10.0, 15.0)])
+def test_a_death_takes_along_the_end_of_a_turn_that_was_told_at_the_same_time_alone(death, told, is_last):
+    breaker = Breaker(None, None)
+    breaker._at_work = [death]
+    assert (LAST_MOMENT in breaker.meanwhile(1.0, told, told)) == is_last
 
 
 def test_a_secret_is_found_and_not_shown():

@@ -3,6 +3,7 @@
 import signal
 import socket
 import time
+from contextlib import contextmanager
 
 import pytest
 import redis
@@ -179,15 +180,27 @@ def test_a_server_that_hangs_is_given_up(server, ann):
     server.process.send_signal(signal.SIGCONT)
 
 
+@contextmanager
+def replies_lost(journal):
+    """Redis does what it is asked, and nobody hears of it."""
+
+    def call(*arguments):
+        real(*arguments)
+        raise StoreUnavailable
+
+    real, journal._client.call = journal._client.call, call
+    with pytest.raises(StoreUnavailable):
+        yield
+    journal._client.call = real
+
+
 def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     """Nobody would ever write that turn, and its key would lead to it."""
     ann.begin(entry(conversation="before"), None)
-    server.process.send_signal(signal.SIGSTOP)
     lost = entry(mirrored=True)
-    with pytest.raises(StoreUnavailable):
+    with replies_lost(ann):
         ann.begin(lost, "key")
-    server.process.send_signal(signal.SIGCONT)
-    until(lambda: ann.find(lost.id), "the deed after the lost reply")
+    assert ann.find(lost.id).running
     assert ann.renew()
     assert ann.find(lost.id).status == "interrupted", "for whoever has been led to it meanwhile"
     assert ann.turns_of("c", "alice", 10) == []
@@ -200,16 +213,27 @@ def test_a_beginning_whose_reply_was_lost_is_undone(server, ann, bob):
     assert bob.begin(turn, "key").entry == turn
 
 
-def test_what_waited_before_a_beginning_that_is_undone_still_waits(server, ann):
+def test_what_waited_before_a_beginning_that_is_undone_still_waits(ann):
     earlier = ann.begin(entry(mirrored=True), None).entry
-    server.process.send_signal(signal.SIGSTOP)
-    with pytest.raises(StoreUnavailable):
+    with replies_lost(ann):
         ann.begin(entry(mirrored=True), None)
-    server.process.send_signal(signal.SIGCONT)
-    until(lambda: len(ann.outbox.undelivered(10)) == 2, "the deed after the lost reply")
+    assert len(ann.outbox.undelivered(10)) == 2
     ann.renew()
     assert list(ann.outbox.unheld(10)) == ["c"]
     assert ann.outbox.claim(["c"]) == {"c": [Parcel(earlier.id, 0)]}
+
+
+def test_a_beginning_that_redis_comes_to_too_late_is_none(server, ann, bob):
+    """Its caller was told to ask again, and is led by the key to no turn that nobody writes."""
+    server.process.send_signal(signal.SIGSTOP)
+    late, again = entry(mirrored=True), entry(mirrored=True)
+    with pytest.raises(StoreUnavailable):
+        ann.begin(late, "key")
+    server.process.send_signal(signal.SIGCONT)
+    assert bob.begin(again, "key").entry == again
+    assert ann.renew()
+    assert bob.find(again.id).running
+    assert bob.find(late.id) is None
 
 
 def test_a_beginning_that_is_repeated_is_one_turn(ann):
@@ -224,15 +248,51 @@ def test_a_beginning_that_is_repeated_is_one_turn(ann):
 def test_leases_end_in_real_time(server):
     ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
     turn = bob.begin(entry(), None).entry
+    ann.renew()
     bob.renew()
     began = time.monotonic()
     while not (ended := ann.interrupt_orphans()):
+        ann.renew()
         time.sleep(0.05)
     assert ended == [turn.id]
     assert LEASE - 0.1 < time.monotonic() - began < LEASE + RENEW_INTERVAL
     assert not bob.renew()
     ann.close()
     bob.close()
+
+
+def test_what_was_asked_before_redis_hung_ends_nothing_of_the_living(server):
+    """Redis does it when it goes on, and finds that no lease holds."""
+    ann, bob = RedisJournal(server.url, "ann", RETAIN, RETAIN), RedisJournal(server.url, "bob", RETAIN, RETAIN)
+    turn = bob.begin(entry(mirrored=True), None).entry
+    ann.renew()
+    bob.renew()
+    bob.outbox.claim(["c"])
+    server.client.set("{relay}:worker:ann", 0, keepttl=True)  # unbroken for very long
+    server.process.send_signal(signal.SIGSTOP)
+    hung = time.monotonic()
+    for ask in (ann.interrupt_orphans, lambda: ann.outbox.unheld(10), lambda: ann.outbox.claim(["c"])):
+        with pytest.raises(StoreUnavailable):
+            ask()
+    time.sleep(max(0.0, hung + LEASE + RENEW_INTERVAL - time.monotonic()))
+    server.process.send_signal(signal.SIGCONT)
+    assert not ann.renew()
+    assert not ann.interrupt_orphans()
+    assert not ann.outbox.unheld(10)
+    assert not ann.outbox.claim(["c"])
+    assert not bob.renew()
+    assert bob.find(turn.id).running
+    assert bob.outbox.claim(["c"]) == {"c": [Parcel(turn.id, 0)]}
+    ann.close()
+    bob.close()
+
+
+def test_a_lease_that_was_taken_anew_is_told_although_the_reply_was_lost(server, ann):
+    server.client.delete("{relay}:worker:ann")
+    with replies_lost(ann):
+        ann.renew()
+    assert not ann.renew()
+    assert ann.renew()
 
 
 def test_turns_are_forgotten_in_real_time_and_leave_nothing_behind(server):

@@ -11,7 +11,7 @@ from server.journal.memory import MemoryJournal
 from server.journal.outbox import MAX_REASON, WINDOW, Delivery, Parcel, Receipt
 from server.journal.redis import RedisJournal
 from server.journal.sqlite import DEAD_WORKER, SqliteJournal
-from server.journal.sqlite_file import FRESH, SCHEMA, prepare
+from server.journal.sqlite_file import SCHEMA, prepare
 from server.sse import Done
 
 from .conftest import until
@@ -662,14 +662,14 @@ class TestSqlite:
 
     @pytest.fixture
     def ann(self, path, now):
-        journal = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        journal = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0], lambda: now[0])
         journal.renew()
         yield journal
         journal.close()
 
     @pytest.fixture
     def bob(self, path, now):
-        journal = SqliteJournal(path, "bob", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        journal = SqliteJournal(path, "bob", RETAIN, RETAIN_UNDELIVERED, lambda: now[0], lambda: now[0])
         journal.renew()
         yield journal
         journal.close()
@@ -685,7 +685,7 @@ class TestSqlite:
             connection.execute("INSERT INTO workers VALUES ('ann', ?)", (now[0] + LEASE,))
         if prepared:
             prepare(path)
-        ann = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        ann = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0], lambda: now[0])
         assert ann.renew(), "who lives on notices nothing"
         old, running = ann.find("old"), ann.find("running")
         assert (old.status, old.ended, old.mirrored) == ("complete", now[0], False)
@@ -712,7 +712,20 @@ class TestSqlite:
         bob.renew()
         assert claimed(bob) == parcels(turn)
 
-    def test_a_holder_of_a_clock_that_was_set_back_holds_nothing(self, now, ann, bob):
+    def test_a_new_worker_takes_nothing_from_the_living_either(self, path, now, ann, bob):
+        """It comes first when a lock is gone that was there for longer than a lease."""
+        turn = begun(ann)
+        claimed(ann)
+        now[0] += LEASE + 0.1
+        cid = SqliteJournal(path, "cid", RETAIN, RETAIN_UNDELIVERED, lambda: now[0], lambda: now[0])
+        cid.renew()
+        assert claimed(cid) is None
+        assert not cid.interrupt_orphans()
+        ann.renew()
+        assert claimed(ann) == parcels(turn)
+        cid.close()
+
+    def test_a_holder_from_before_the_machine_was_restarted_holds_nothing(self, now, ann, bob):
         turn = begun(ann)
         claimed(ann)
         now[0] -= 3600
@@ -723,8 +736,9 @@ class TestSqlite:
         begun(bob)
         assert not wishes(ann)
         assert not claimed(bob), "ann is given the time to renew"
-        now[0] += FRESH + 0.1
-        bob.renew()
+        for _ in range(2):
+            now[0] += LEASE / 2 + 0.1
+            bob.renew()
         assert next(parcel.turn_id for parcel in claimed(bob)) == turn.id
 
     def test_nothing_stays_of_what_is_delivered_or_expired(self, path, now, ann):
@@ -743,6 +757,14 @@ class TestSqlite:
             for table in ("turns", "batches", "wishes", "holders"):
                 assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # noqa: S608
 
+    def test_nothing_stays_of_what_arrived_before_it_was_given_up_and_was_noted_after_it(self, path, now, ann):
+        turn = ended(ann)
+        claimed(ann)
+        ann.outbox.release(["c"])
+        ann.outbox.confirm([whole(turn)])
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT count(*) FROM holders").fetchone() == (0,)
+
     def test_nothing_stays_of_workers_that_died_long_ago(self, path, now, ann, bob):
         claimed(ann)
         claimed(ann, "empty")
@@ -757,7 +779,7 @@ class TestSqlite:
         assert list(bob.outbox.unheld(10)) == ["c"]
 
     def test_closing_leaves_nothing_but_what_waits(self, path, now, bob):
-        ann = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0])
+        ann = SqliteJournal(path, "ann", RETAIN, RETAIN_UNDELIVERED, lambda: now[0], lambda: now[0])
         ann.renew()
         ann.outbox.claim(["c", "empty"])
         begun(bob)

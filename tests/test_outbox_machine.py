@@ -21,7 +21,6 @@ from hypothesis.stateful import (
 from server.errors import StoreUnavailable
 from server.journal import LEASE, Batch, closing, memory_outbox, redis_outbox, sqlite_outbox
 from server.journal.outbox import Delivery, Parcel, Receipt
-from server.journal.sqlite_file import FRESH
 from server.sse import Done, Token
 
 from .stores import RETAIN, RETAIN_UNDELIVERED, MemoryStore, RedisStore, SqliteStore, entry
@@ -372,9 +371,7 @@ class Outboxes(RuleBasedStateMachine):
 
     def give_time(self):
         """Who has renewed too late leaves others the time to renew as well before it takes what they hold."""
-        self.store.forward(FRESH + 0.1)
-        for worker in self.awake:
-            assert worker.journal.renew()
+        self.store.live_on(LEASE + 0.1, *(worker.journal for worker in self.awake))
 
     def pass_time(self, seconds):
         """The store was out of reach for so long; then all come back, and find what they had."""

@@ -2,6 +2,7 @@
 
 import gevent
 import pytest
+from gevent.event import Event as Flag
 
 from server.journal import Batch
 from server.journal.memory import MemoryJournal
@@ -19,6 +20,8 @@ class Slow:
         self._outbox = outbox
         self.claims = 0
         self.on_claim = lambda: None
+        self.on_confirm = lambda: None
+        self.told = []  # what it was told, in order
 
     def __getattr__(self, name):
         return getattr(self._outbox, name)
@@ -30,6 +33,15 @@ class Slow:
         gevent.sleep(0.01)
         return found
 
+    def confirm(self, receipts):
+        self.told += ["arrived" for _ in receipts]
+        self.on_confirm()
+        return self._outbox.confirm(receipts)
+
+    def release(self, names):
+        self.told.append("given up")
+        self._outbox.release(names)
+
 
 class World:
     """The only worker, and a platform that takes everything at once."""
@@ -40,6 +52,7 @@ class World:
         self.outbox = Slow(self.journal.outbox)
         self.transcript = Transcript(self.outbox, self, self, max_open=10)
         self.received = []
+        self.on_arrival = lambda conversation: None
         self.loops = [gevent.spawn(loop) for loop in self.transcript.loops()]
 
     def ask(self):
@@ -74,6 +87,7 @@ class World:
             else:
                 self.received.append(piece.turn_id)
                 conversation.line.confirm(conversation.line.mark())
+                self.on_arrival(conversation)
 
     def close(self):
         pass
@@ -106,3 +120,24 @@ def test_a_turn_that_is_delivered_asks_for_more_only_where_there_may_be_more(wor
         world.ask()
         wait_for(lambda n=number: len(world.received) == n and not world.transcript.busy)
     assert world.outbox.claims == 3
+
+
+def test_a_conversation_is_given_up_once_the_outbox_has_heard_of_all_that_arrived_there(world):
+    """Some of it arrives while the outbox is told of the rest; who takes over must not send that again."""
+    is_told = Flag()
+
+    def arrive(conversation):
+        if len(world.received) == 1:
+            is_told.wait()
+        else:
+            conversation.leave()
+
+    def take_long():
+        is_told.set()
+        wait_for(lambda: not world.transcript.open)
+
+    world.on_arrival, world.outbox.on_confirm = arrive, take_long
+    world.ask()
+    world.ask()
+    wait_for(lambda: "given up" in world.outbox.told and not world.transcript.busy)
+    assert world.outbox.told == ["arrived", "arrived", "given up"]

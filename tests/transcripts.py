@@ -25,13 +25,13 @@ def arrivals(conversation):
     return [(*token, message) for message in conversation["messages"] for token in parsed(message["text"])]
 
 
-def faults_of(conversation, texts):
+def faults_of(conversation, texts, outages=()):
     """What is wrong with a conversation of the sandbox; `texts` are the journal's, in the order of the questions.
 
     Empty when its transcript is all of them in order, with repeats only where a link was lost and only of what no pong
-    had confirmed.
+    had confirmed. `outages` are the spans of time, as the sandbox says it, in which nothing could be stored.
     """
-    faults = [*missing(conversation, texts), *disorder(conversation), *needless_repeats(conversation)]
+    faults = [*missing(conversation, texts), *disorder(conversation), *needless_repeats(conversation, outages)]
     return faults + overlaps(conversation)
 
 
@@ -54,23 +54,40 @@ def disorder(conversation):
     return faults[:5]
 
 
-def needless_repeats(conversation):
-    """Tokens that came again although the holder had long known that they had arrived."""
+def needless_repeats(conversation, outages):
+    """Tokens that came again although the holder had long known that they had arrived, and could store it."""
     pongs = {int(link): times for link, times in conversation["pongs"].items()}
     known, faults = set(), []
     for question, number, message in arrivals(conversation):
         if (question, number) in known:
             faults.append(f"({question}, {number}) came again")
         later = [at for at in pongs.get(message.get("link"), []) if at >= message["at"]]
-        if later and later[-1] - later[0] >= STORED:
+        if is_stored(later, outages):
             known.add((question, number))
     return faults[:5]
 
 
+def is_stored(pongs, outages):
+    """Whether one pong came so long after another, while the store was in order, that what that one said is stored."""
+    for first in pongs:
+        second = next((at for at in pongs if at - first >= STORED), None)
+        if second is None:
+            return False
+        if not any(begin <= second and first <= end for begin, end in outages):
+            return True
+    return False
+
+
 def overlaps(conversation):
-    """Links that brought text at the same time."""
+    """Links that brought text at the same time.
+
+    What a slow reader has in its own buffers it takes when it likes, and nobody can take it back: what it took after
+    the link's end says nothing of when the link was used.
+    """
     spans = {}
     for message in conversation["messages"]:
+        if message.get("late"):
+            continue
         first, _ = spans.get(message.get("link"), (message["at"], 0))
         spans[message.get("link")] = (first, message["at"])
     ordered = sorted(spans.items(), key=lambda item: item[1])

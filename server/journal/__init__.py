@@ -19,6 +19,7 @@ from .outbox import Outbox
 AHEAD = 10_000  # events that a turn may be ahead of what is kept; bounds what a store out of order makes us hold
 LEASE = 3.0  # seconds that a worker's turns are its own without a word from it
 RENEW_INTERVAL = 0.5  # seconds between two renewals of the lease
+FRESH = 2 * RENEW_INTERVAL  # seconds since its own renewal in which a worker may judge others
 RUNNING = "running"
 
 # To a turn's writer: end it; someone follows it elsewhere; the transcript follows it elsewhere. To a conversation's
@@ -86,6 +87,11 @@ class Journal(Protocol):
     A turn has one writer, the worker that began it, for as long as that worker's lease holds by the store's clock. Ids
     are consecutive from 1; only the closing events of a turn whose worker died jump, to behind `reach`: a client can
     have seen more than was kept, and must not wait behind its own cursor.
+
+    Only who has renewed its own lease within FRESH seconds, and has held it for as long as a lease lasts, may say that
+    others' have ended: when the store was out of reach all had, and the living are given the time to say so, also where
+    a new worker comes first. The store itself looks, when it acts: what it was asked for waits in it while it answers
+    nobody.
     """
 
     shared_fate: bool  # whether a store that this worker cannot reach is out of every other worker's reach as well
@@ -135,7 +141,10 @@ class Journal(Protocol):
         """Renews this worker's lease; False when it had ended before, or was never there."""
 
     def interrupt_orphans(self) -> Collection[str]:
-        """Ends the turns of workers whose lease has ended, with what `closing` says. Returns them."""
+        """Ends the turns of workers whose lease has ended, with what `closing` says. Returns them.
+
+        None while this worker may not judge others.
+        """
 
     def purge(self) -> int:
         """Forgets turns whose time of retention is over, some hundreds at most; returns how many.

@@ -29,8 +29,8 @@ END_PATIENCE = (
 )
 PURGE_INTERVAL = 10.0  # seconds
 # Seconds that a worker must have held its own lease before it ends the turns of others: when a store has been out of
-# reach, or the clock has jumped, their owners need a moment to say that they live.
-HOLD = 2.0
+# reach, their owners get no less time than ever to say that they live.
+HOLD = LEASE
 MARGIN = 0.5  # seconds before the lease's end in which what only its owner may do is done no more
 WATCH_INTERVAL = 1.0  # seconds between two words to a writer that someone here follows its turn
 WATCH: Wish = "watch"
@@ -76,9 +76,7 @@ class Courier:
     @property
     def lease_is_sure(self) -> bool:
         """Whether no other worker can think that this one's lease has ended."""
-        if time.monotonic() < self.lease_ends - MARGIN:
-            return True
-        return self._health.failing and self._journal.shared_fate
+        return time.monotonic() < self.lease_ends - MARGIN
 
     @property
     def may_judge(self) -> bool:
@@ -123,6 +121,11 @@ class Courier:
             except StoreUnavailable as error:
                 self._held_since = None
                 self._health.note_failure(error)
+                now = time.monotonic()
+                if self._journal.shared_fate and now < self.lease_ends:
+                    # Just now the store was out of everyone's reach: who comes back first judges no one for as long.
+                    # Not after a sleep that was longer than the lease: what happened meanwhile nobody knows.
+                    self.lease_ends = now + LEASE
             self._asked.set()
             self._asked.clear()
             gevent.sleep(RENEW_INTERVAL)

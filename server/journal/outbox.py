@@ -46,7 +46,8 @@ class Outbox(Protocol):
     """One worker's view; as with Journal, any call may wait, may be repeated, and raises StoreUnavailable."""
 
     def claim(self, conversation_ids: Collection[str]) -> Mapping[str, Sequence[Parcel]]:
-        """Makes this worker the holder of these conversations, but for those that another living worker holds.
+        """Makes this worker the holder of these conversations, but for those that another living worker holds, or may
+        hold for all that this one may say of others; see `Journal`.
 
         Returns those that it holds now, each with its first WINDOW undelivered turns in the order in which they began;
         what was parked is pending again. Raises StoreUnavailable as well while this worker has no lease: nobody can say

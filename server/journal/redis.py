@@ -6,7 +6,7 @@ What is kept where; one hash tag for all, so that a script may touch several key
     {relay}:events:ID          stream: one entry a batch with the id LAST-0, so that `(N-0` begins behind cursor N
     {relay}:conversation:CALLER:CID   sorted set: a caller's turns of the conversation by their beginning
     {relay}:key:CALLER:KEY     the turn that began with this idempotency key
-    {relay}:worker:W           there while the worker's lease holds
+    {relay}:worker:W           there while the worker's lease holds: since when, unbroken
     {relay}:workers            set: workers that may have turns that run
     {relay}:running:W          set: these turns
     {relay}:bell:W             stream: wishes for the worker's turns and conversations, and wake-ups
@@ -27,13 +27,15 @@ It is as durable as that Redis is (`appendfsync`), which must not evict (`maxmem
 thrown out counts as not known any more.
 """
 
+import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..access.allowance import UNLIMITED, Allowance
 from ..errors import StoreUnavailable
 from ..sse import Event
-from . import AHEAD, LEASE, Batch, Begun, Entry, News, Wish, closing
+from . import AHEAD, FRESH, LEASE, Batch, Begun, Entry, News, Wish, closing
 from .codec import pack, unpack
 from .outbox import Outbox
 from .redis_allowance import ALLOWANCE_PRELUDE, allowance_args, refusal_of, standing_of
@@ -48,6 +50,7 @@ READ_BATCHES = 64  # that one XRANGE brings; a batch is a quarter of a second of
 ORPHANS = 500  # turns that one call ends; Redis does nothing else meanwhile
 ERASE_LIMIT = 200  # turns that one script erases
 GIVE_UP = 500  # conversations that one script gives up
+PROMPT = TIMEOUT / 4  # seconds for a reply that tells what time it is there: so much sooner is a beginning too late
 BELL_LENGTH = 10_000  # wishes that wait for one worker; beyond it the oldest go
 SECRET = f"{TAG}secret"
 BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
@@ -55,13 +58,15 @@ BELL_EXPIRY = 600_000  # milliseconds; who has not looked for so long is gone
 # takes so long. Turns that are gone go from it when it is read.
 CONVERSATION_SPARE = 86_400_000
 
-# Returns the turn and what its caller has left; without the turn how long its caller has to wait.
+# Returns the turn and what its caller has left; without the turn how long its caller has to wait. Not once the worker
+# has given up waiting for it: nobody would write that turn, to which a repeat on another worker would be led.
 BEGIN = script(
     ALLOWANCE_PRELUDE
     + """
 local turn, running, workers, key, conversation, queue, beginnings, busy = unpack(KEYS)
-local id, worker, began, expiry, name, length, bell_expiry, turns, seconds, at_once = unpack(ARGV, 1, 10)
+local id, worker, began, expiry, name, length, bell_expiry, turns, seconds, at_once, by = unpack(ARGV, 1, 11)
 turns, at_once = tonumber(turns), tonumber(at_once)
+if tonumber(clock()) >= tonumber(by) then return redis.error_reply('LATE') end
 local earlier = redis.call('GET', key)
 if earlier then
   local found = redis.call('HGETALL', tag .. 'turn:' .. earlier)
@@ -75,7 +80,7 @@ if redis.call('EXISTS', turn) == 0 then
     if seconds_left > 0 then return {false, string.format('%.6f', seconds_left)} end
   end
   if at_once > 0 and not has_room(busy, at_once) then return {false, false} end
-  redis.call('HSET', turn, unpack(ARGV, 11))
+  redis.call('HSET', turn, unpack(ARGV, 12))
   redis.call('SADD', workers, worker)
   redis.call('SADD', running, id)
   if turns > 0 then left, reset = spend(beginnings, turns, seconds, now) end
@@ -212,10 +217,15 @@ end
 return running
 """)
 
+TAKE_LEASE = script("""
+redis.call('SET', KEYS[1], clock(), 'PX', ARGV[1])
+""")
+
 INTERRUPT = script("""
 local workers = KEYS[1]
 local me, status, text, retain, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local ended = {}
+if not judges(me, ARGV[6], ARGV[7]) then return ended end
 for _, worker in ipairs(redis.call('SMEMBERS', workers)) do
   if worker ~= me and redis.call('EXISTS', tag .. 'worker:' .. worker) == 0 then
     local running = tag .. 'running:' .. worker
@@ -256,10 +266,12 @@ class RedisJournal:
         self._keep = max(1, int(keep * 1000))
         self._client = Client(url, TIMEOUT, MAX_CONNECTIONS)
         self._waiting = Client(url, NEWS_BLOCK + TIMEOUT, 1)
-        self.outbox: Outbox = RedisOutbox(self._client, worker, self._retain, keep)
+        self.outbox: Outbox = RedisOutbox(self._client, worker, self._retain, keep, judging())
         self._bell = f"{TAG}bell:{worker}"
         self._heard = "0-0"  # the last of the bell's entries that was read
         self._doubtful: dict[str, tuple[str, str]] = {}  # turns whose `begin` may have failed; see UNDO
+        self._was_broken = False  # the lease had ended, of which `renew` has not told yet
+        self._ahead = math.inf  # seconds by which Redis' clock is ahead of the monotonic one, at least
 
     def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         self._undo()
@@ -270,7 +282,8 @@ class RedisJournal:
         keys += [f"{TAG}beginnings:{entry.caller}", f"{TAG}busy:{entry.caller}"]
         fields = fields_of(entry) | {"worker": self._worker} | ({} if key is None else {"key": place})
         mine = [entry.id, self._worker, entry.began, self._keep + CONVERSATION_SPARE]
-        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *allowance_args(allowance)]
+        by = time.monotonic() + self._ahead + TIMEOUT
+        args = [*mine, name or "", BELL_LENGTH, BELL_EXPIRY, *allowance_args(allowance), by]
         args += [part for field in fields.items() for part in field]
         try:
             turn_id, found, *standing = self._client.call(BEGIN, keys, args)
@@ -341,15 +354,20 @@ class RedisJournal:
         return told
 
     def renew(self) -> bool:
-        lease = ["SET", f"{TAG}worker:{self._worker}", "1", "PX", int(LEASE * 1000)]
-        unbroken = self._client.execute(*lease, "XX")
+        lease, length = f"{TAG}worker:{self._worker}", int(LEASE * 1000)
+        asked = time.monotonic()
+        unbroken, (seconds, micros) = self._client.execute_all(["PEXPIRE", lease, length], ["TIME"])
+        if (now := time.monotonic()) - asked < PROMPT:
+            self._ahead = seconds + micros / 1_000_000 - now
         if not unbroken:
-            self._client.execute(*lease)
+            self._was_broken = True
+            self._client.call(TAKE_LEASE, [lease], [length])
         self._undo()
-        return bool(unbroken)
+        was_broken, self._was_broken = self._was_broken, False
+        return not was_broken
 
     def interrupt_orphans(self) -> Collection[str]:
-        args = [self._worker, *CLOSING, self._retain, ORPHANS]
+        args = [self._worker, *CLOSING, self._retain, ORPHANS, *judging()]
         ended: list[str] = self._client.call(INTERRUPT, [f"{TAG}workers"], args)
         return ended
 
@@ -397,6 +415,12 @@ class RedisJournal:
         first, last, reach, text = batch.events[0].id, batch.events[-1].id, batch.reach, pack(batch.events)
         mine = [batch.turn_id, self._worker, first, last, reach, batch.status, text, self._retain]
         return [*mine, last + AHEAD, *CLOSING]
+
+
+def judging() -> tuple[int, float]:
+    """What a worker that judges others has left of its own lease, in milliseconds, and how long it has held it, in
+    seconds, at least."""
+    return int((LEASE - FRESH) * 1000), LEASE
 
 
 def place_of(caller: str, key: str | None) -> str:

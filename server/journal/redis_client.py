@@ -44,12 +44,13 @@ class Client:
         with reaching():
             return self._redis.execute_command(*command)
 
-    def execute_all(self, *commands: Sequence[Any]) -> None:
+    def execute_all(self, *commands: Sequence[Any]) -> list[Any]:
         """In one round trip."""
         with reaching(), self._redis.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
-            pipeline.execute()
+            results: list[Any] = pipeline.execute()
+        return results
 
     def call(self, wanted: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         return self.call_all(wanted, [(keys, args)])[0]

@@ -34,10 +34,10 @@ CLAIM = script(
     UNPARK
     + """
 local holders, held, holding, unheld, queue, outbox = unpack(KEYS)
-local worker, conversation, window = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local worker, conversation, window, left, held_for = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 if not alive(worker) then return redis.error_reply('NOLEASE') end
 local holder = redis.call('HGET', holders, conversation)
-if holder and holder ~= worker and alive(holder) then return false end
+if holder and holder ~= worker and (alive(holder) or not judges(worker, left, held_for)) then return false end
 redis.call('HSET', holders, conversation, worker)
 redis.call('SADD', held, conversation)
 redis.call('SADD', holding, worker)
@@ -69,9 +69,11 @@ give_up(ARGV[1], ARGV[2])
 
 UNHELD = script("""
 local holding, unheld = KEYS[1], KEYS[2]
-local limit, left = ARGV[1], tonumber(ARGV[2])
-for _, worker in ipairs(redis.call('SMEMBERS', holding)) do
-  if not alive(worker) then left = left - give_up_some(worker, left) end
+local limit, left, me = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if judges(me, ARGV[4], ARGV[5]) then
+  for _, worker in ipairs(redis.call('SMEMBERS', holding)) do
+    if not alive(worker) then left = left - give_up_some(worker, left) end
+  end
 end
 return redis.call('SRANDMEMBER', unheld, limit)
 """)
@@ -161,16 +163,18 @@ return rows
 class RedisOutbox:
     """See `Outbox` for the contract."""
 
-    def __init__(self, client: Client, worker: str, retain: int, keep: float) -> None:
-        """`retain` is in milliseconds after a turn's end, `keep` in seconds after an undelivered turn's end."""
+    def __init__(self, client: Client, worker: str, retain: int, keep: float, judging: tuple[int, float]) -> None:
+        """`retain` is in milliseconds after a turn's end, `keep` in seconds after an undelivered turn's end; `judging`
+        as `redis.judging` says."""
         self._client = client
         self._worker = worker
         self._retain = retain
         self._keep = keep
+        self._judging = judging
 
     def claim(self, conversation_ids: Collection[str]) -> Mapping[str, Sequence[Parcel]]:
         wanted = list(conversation_ids)
-        calls = [(self._claim_keys(name), [self._worker, name, WINDOW]) for name in wanted]
+        calls = [(self._claim_keys(name), [self._worker, name, WINDOW, *self._judging]) for name in wanted]
         found = zip(wanted, self._client.call_all(CLAIM, calls), strict=True)
         return {name: [Parcel(one, int(cursor)) for one, cursor in rows] for name, rows in found if rows is not None}
 
@@ -179,7 +183,8 @@ class RedisOutbox:
         self._client.call_all(RELEASE, [(keys, [self._worker, name]) for name in conversation_ids])
 
     def unheld(self, limit: int) -> Collection[str]:
-        found: list[str] = self._client.call(UNHELD, [f"{TAG}holding", f"{TAG}unheld"], [limit, GIVE_UP])
+        args = [limit, GIVE_UP, self._worker, *self._judging]
+        found: list[str] = self._client.call(UNHELD, [f"{TAG}holding", f"{TAG}unheld"], args)
         return found
 
     def confirm(self, receipts: Sequence[Receipt]) -> Collection[str]:

@@ -21,6 +21,14 @@ local function alive(worker)
   return redis.call('EXISTS', tag .. 'worker:' .. worker) == 1
 end
 
+-- Whether a worker may say of others that their leases have ended: its own has so many milliseconds left, and has been
+-- unbroken for so many seconds. Redis does what it was asked before it hung only afterwards, when no lease holds.
+local function judges(worker, left, held)
+  local lease = tag .. 'worker:' .. worker
+  local since = redis.call('GET', lease)
+  return since and redis.call('PTTL', lease) >= tonumber(left) and clock() - since >= tonumber(held)
+end
+
 local function ring(worker, name, wish, length, expiry)
   local bell = tag .. 'bell:' .. worker
   redis.call('XADD', bell, 'MAXLEN', '~', length, '*', 'turn', name, 'wish', wish)

@@ -28,7 +28,7 @@ POLL_FAST = 0.02  # seconds between two looks while someone here follows a turn 
 POLL_SLOW = 0.1  # seconds between two looks for wishes alone
 NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
 FAR = 1 << 62  # behind every cursor
-DEAD_WORKER = 3600.0  # seconds after its lease that a worker's row goes
+DEAD_WORKER = 60.0  # seconds after its lease that a worker's row goes, and those of what it held
 # The fields of Entry, in order.
 ENTRY = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended, mirrored"
 MINE = "turns.id = row.column1 AND worker = ? AND status = 'running'"
@@ -58,15 +58,22 @@ class SqliteJournal:
         retain: float,
         retain_undelivered: float,
         clock: Callable[[], float] = time.time,
+        lease_clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`retain` and `retain_undelivered` are in seconds after a turn's end; `clock` is the same for all workers."""
+        """`retain` and `retain_undelivered` are in seconds after a turn's end.
+
+        Both clocks are the same for all workers of the machine. Nobody sets that of the leases: it counts from the
+        machine's start.
+        """
         self._path = path
         self._worker = worker
         self._retain = retain
         self._clock = clock
+        self._lease_clock = lease_clock
         self._writing = Channel(path)
         self._reading = Channel(path)
-        self.outbox: Outbox = SqliteOutbox(self._writing, self._reading, worker, max(retain, retain_undelivered), clock)
+        keep = max(retain, retain_undelivered)
+        self.outbox: Outbox = SqliteOutbox(self._writing, self._reading, worker, keep, clock, lease_clock)
         self._watching: sqlite3.Connection | None = None
         self._version = -1
         self._seen: dict[str, int] = {}  # by turn, the cursor behind which that version holds nothing
@@ -74,7 +81,9 @@ class SqliteJournal:
 
     def begin(self, entry: Entry, key: str | None, allowance: Allowance = UNLIMITED) -> Begun:
         found = self._writing.write(
-            lambda connection: begin(connection, self._worker, entry, key, allowance, self._clock())
+            lambda connection: begin(
+                connection, self._worker, entry, key, allowance, self._clock(), self._lease_clock()
+            )
         )
         if isinstance(found, RelayError):
             raise found
@@ -132,16 +141,18 @@ class SqliteJournal:
         return running
 
     def renew(self) -> bool:
-        return self._writing.write(lambda connection: renew(connection, self._worker, self._clock()))
+        return self._writing.write(lambda connection: renew(connection, self._worker, self._lease_clock()))
 
     def interrupt_orphans(self) -> Collection[str]:
-        if not self._reading.read(lambda connection: orphans(connection, self._worker, self._clock())):
+        if not self._reading.read(lambda connection: orphans(connection, self._worker, self._lease_clock())):
             return []
-        return self._writing.write(lambda connection: interrupt_orphans(connection, self._worker, self._clock))
+        return self._writing.write(
+            lambda connection: interrupt_orphans(connection, self._worker, self._clock(), self._lease_clock())
+        )
 
     def purge(self) -> int:
-        now = self._clock()
-        return self._writing.write(lambda connection: purge(connection, now, self._retain))
+        now, tick = self._clock(), self._lease_clock()
+        return self._writing.write(lambda connection: purge(connection, now, tick, self._retain))
 
     def erase(self, conversation_id: str, caller: str) -> Collection[str]:
         names, erased = (conversation_id, caller), 0
@@ -150,7 +161,7 @@ class SqliteJournal:
             ended, running = self._reading.read(lambda connection: turns_by_state(connection, *names))
             if not ended:
                 break
-            erased += self._writing.write(lambda connection: erase_some(connection, *names, self._clock()))
+            erased += self._writing.write(lambda connection: erase_some(connection, *names, self._lease_clock()))
         if erased:
             self._writing.wipe()
         return running
@@ -189,8 +200,15 @@ class SqliteJournal:
 
 
 def begin(
-    connection: sqlite3.Connection, worker: str, entry: Entry, key: str | None, allowance: Allowance, now: float
+    connection: sqlite3.Connection,
+    worker: str,
+    entry: Entry,
+    key: str | None,
+    allowance: Allowance,
+    now: float,
+    tick: float,
 ) -> Begun | Refusal:
+    """`now` is in seconds since 1970; `tick`, here as below, in seconds of the leases' clock."""
     if allowance != UNLIMITED:
         earlier = None if key is None else find_key(connection, entry.caller, key)
         found = Begun(earlier) if earlier is not None else refusal(connection, entry.caller, allowance, now)
@@ -202,7 +220,7 @@ def begin(
         insert += " ON CONFLICT (caller, key) WHERE key IS NOT NULL DO NOTHING"
     if connection.execute(insert, fields).rowcount == 1:
         if entry.mirrored and entry.conversation_id is not None:
-            post(connection, worker, entry, now)
+            post(connection, worker, entry, tick)
         return Begun(entry, spend(connection, entry.caller, allowance.rate, now) if allowance.rate else None)
     assert key is not None
     earlier = find_key(connection, entry.caller, key)
@@ -284,29 +302,28 @@ def running_of(connection: sqlite3.Connection, turn_ids: Sequence[str]) -> list[
     return [turn_id for turn_id in turn_ids if connection.execute(select, (turn_id,)).fetchone()]
 
 
-def renew(connection: sqlite3.Connection, worker: str, now: float) -> bool:
+def renew(connection: sqlite3.Connection, worker: str, tick: float) -> bool:
     update = "UPDATE workers SET lease = ? WHERE id = ? AND lease BETWEEN ? AND ?"
-    if connection.execute(update, (now + LEASE, worker, now, now + FAR_LEASE)).rowcount == 1:
+    if connection.execute(update, (tick + LEASE, worker, tick, tick + FAR_LEASE)).rowcount == 1:
         return True
-    put = "INSERT INTO workers VALUES (:worker, :lease, 0) ON CONFLICT (id) DO UPDATE SET lease = :lease, broken = :now"
-    connection.execute(put, {"worker": worker, "lease": now + LEASE, "now": now})
+    put = "INSERT OR REPLACE INTO workers VALUES (?, ?, ?)"
+    connection.execute(put, (worker, tick + LEASE, tick))
     return False
 
 
-def orphans(connection: sqlite3.Connection, worker: str, now: float) -> list[tuple[str, int]]:
-    """Running turns of workers whose lease is over, or lies where only a clock that was set back can have put it."""
+def orphans(connection: sqlite3.Connection, worker: str, tick: float) -> list[tuple[str, int]]:
+    """Running turns of workers whose lease is over, or was taken before the machine was started."""
     select = (
         "SELECT turns.id, turns.reach FROM turns LEFT JOIN workers ON workers.id = turns.worker "
         "WHERE turns.status = 'running' AND turns.worker <> ? AND coalesce(workers.lease, 0) NOT BETWEEN ? AND ?"
     )
-    return connection.execute(select, (worker, now, now + FAR_LEASE)).fetchall()
+    return connection.execute(select, (worker, tick, tick + FAR_LEASE)).fetchall()
 
 
-def interrupt_orphans(connection: sqlite3.Connection, worker: str, clock: Callable[[], float]) -> list[str]:
-    now = clock()
-    if not judges(connection, worker, now):
+def interrupt_orphans(connection: sqlite3.Connection, worker: str, now: float, tick: float) -> list[str]:
+    if not judges(connection, worker, tick):
         return []
-    found = orphans(connection, worker, now)
+    found = orphans(connection, worker, tick)
     for turn_id, reach in found:
         batch = Batch(turn_id, closing(reach))
         last = batch.events[-1].id
@@ -317,11 +334,11 @@ def interrupt_orphans(connection: sqlite3.Connection, worker: str, clock: Callab
     return [turn_id for turn_id, _ in found]
 
 
-def purge(connection: sqlite3.Connection, now: float, retain: float) -> int:
+def purge(connection: sqlite3.Connection, now: float, tick: float, retain: float) -> int:
     select = "SELECT id FROM turns WHERE ended <= ? AND place IS NULL LIMIT ?"
     old = [turn_id for (turn_id,) in connection.execute(select, (now - retain, PURGE_LIMIT))]
     forget(connection, old)
-    purge_holders(connection, now - DEAD_WORKER)
+    purge_holders(connection, tick - DEAD_WORKER, tick + FAR_LEASE)
     purge_beginnings(connection, now)
     return len(old)
 
@@ -335,14 +352,14 @@ def turns_by_state(connection: sqlite3.Connection, conversation: str, caller: st
     return ended, [turn_id for turn_id, status in rows if status == RUNNING]
 
 
-def erase_some(connection: sqlite3.Connection, conversation: str, caller: str, now: float) -> int:
+def erase_some(connection: sqlite3.Connection, conversation: str, caller: str, tick: float) -> int:
     ended = turns_by_state(connection, conversation, caller)[0][:PURGE_LIMIT]
     select = "SELECT 1 FROM turns WHERE id = ? AND place IS NOT NULL"
     is_undelivered = any(connection.execute(select, (turn_id,)).fetchone() for turn_id in ended)
     forget(connection, ended)
     if is_undelivered:
         settle(connection, [conversation])
-        tell_holder(connection, conversation, now)
+        tell_holder(connection, conversation, tick)
     return len(ended)
 
 

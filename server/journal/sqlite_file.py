@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import StoreUnavailable
-from . import LEASE, RENEW_INTERVAL
+from . import FRESH, LEASE
 from .group import Group
 
 T = TypeVar("T")
@@ -16,8 +16,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT = (
     1.0  # seconds that a transaction waits for another's; a worker's takes milliseconds, a backup may hold on
 )
-FAR_LEASE = LEASE + 1.0  # seconds; no lease ends later than so long from now, but for a clock that was set back
-FRESH = 2 * RENEW_INTERVAL  # seconds since its own renewal in which a worker may judge others
+FAR_LEASE = LEASE + 1.0  # seconds; no lease ends later than so long from now, but for one from before a restart
 PURGE_LIMIT = 500  # turns a transaction
 SCHEMA = [  # one script a version; PRAGMA user_version counts those that were run
     """
@@ -65,7 +64,7 @@ SCHEMA = [  # one script a version; PRAGMA user_version counts those that were r
     ) WITHOUT ROWID;
     CREATE INDEX beginnings_by_time ON beginnings (at);
     """,
-    "ALTER TABLE workers ADD COLUMN broken REAL NOT NULL DEFAULT 0",  # when its lease had last run out, for its clock
+    "ALTER TABLE workers ADD COLUMN broken REAL NOT NULL DEFAULT 0",  # when it took its lease
 ]
 LIVING = "SELECT id FROM workers WHERE lease BETWEEN :now AND :far"
 
@@ -211,14 +210,13 @@ def in_transaction(connection: sqlite3.Connection, job: Callable[[sqlite3.Connec
     return result
 
 
-def judges(connection: sqlite3.Connection, worker: str, now: float) -> bool:
-    """Whether this worker has renewed its lease so lately that it may call the leases of others ended.
+def judges(connection: sqlite3.Connection, worker: str, tick: float) -> bool:
+    """Whether this worker may call the leases of others ended; see `Journal`.
 
-    This transaction may have waited for its turn; the living could not renew meanwhile either. When its own lease had
-    run out, or the clock was set, theirs may have as well: they get the time for two renewals.
+    This transaction may have waited for its turn; the living could not renew meanwhile either.
     """
-    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ? AND broken NOT BETWEEN ? AND ?"
-    values = (worker, now + LEASE - FRESH, now + FAR_LEASE, now - FRESH, now)
+    renewed = "SELECT 1 FROM workers WHERE id = ? AND lease BETWEEN ? AND ? AND broken <= ?"
+    values = (worker, tick + LEASE - FRESH, tick + FAR_LEASE, tick - LEASE)
     return connection.execute(renewed, values).fetchone() is not None
 
 

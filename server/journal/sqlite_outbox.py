@@ -22,32 +22,43 @@ class SqliteOutbox:
     """See `Outbox` for the contract."""
 
     def __init__(
-        self, writing: Channel, reading: Channel, worker: str, keep: float, clock: Callable[[], float]
+        self,
+        writing: Channel,
+        reading: Channel,
+        worker: str,
+        keep: float,
+        clock: Callable[[], float],
+        lease_clock: Callable[[], float],
     ) -> None:
-        """`keep` is in seconds after an undelivered turn's end."""
+        """`keep` is in seconds after an undelivered turn's end; the clocks are those of `SqliteJournal`."""
         self._writing = writing
         self._reading = reading
         self._worker = worker
         self._keep = keep
         self._clock = clock
+        self._lease_clock = lease_clock
 
     def claim(self, conversation_ids: Collection[str]) -> Mapping[str, Sequence[Parcel]]:
         wanted = list(conversation_ids)
-        return leased(self._writing.write(lambda connection: claim(connection, self._worker, wanted, self._clock())))
+        return leased(
+            self._writing.write(lambda connection: claim(connection, self._worker, wanted, self._lease_clock()))
+        )
 
     def release(self, conversation_ids: Collection[str]) -> None:
         names = list(conversation_ids)
         self._writing.write(lambda connection: give_up(connection, self._worker, names))
 
     def unheld(self, limit: int) -> Collection[str]:
-        return self._reading.read(lambda connection: unheld(connection, self._clock(), limit))
+        return self._reading.read(lambda connection: unheld(connection, self._lease_clock(), limit))
 
     def confirm(self, receipts: Sequence[Receipt]) -> Collection[str]:
-        return self._writing.write(lambda connection: confirm(connection, self._worker, receipts, self._clock()))
+        return self._writing.write(lambda connection: confirm(connection, self._worker, receipts, self._lease_clock()))
 
     def park(self, conversation_id: str, reason: str) -> Collection[str]:
         names = conversation_id, reason[:MAX_REASON]
-        return leased(self._writing.write(lambda connection: park(connection, self._worker, *names, self._clock())))
+        return leased(
+            self._writing.write(lambda connection: park(connection, self._worker, *names, self._lease_clock()))
+        )
 
     def retry(self, conversation_id: str | None = None) -> Collection[str]:
         found: list[str] = []
@@ -72,39 +83,39 @@ class SqliteOutbox:
         return self._writing.write(lambda connection: expire(connection, horizon))
 
 
-def post(connection: sqlite3.Connection, worker: str, entry: Entry, now: float) -> None:
+def post(connection: sqlite3.Connection, worker: str, entry: Entry, tick: float) -> None:
     """Puts a turn that begins into the outbox, and tells the holder where that is another living worker."""
     last = "SELECT max(place) FROM turns WHERE place IS NOT NULL"
     update = f"UPDATE turns SET place = 1 + coalesce(({last}), 0) WHERE id = ?"  # noqa: S608
     connection.execute(update, (entry.id,))
     loose = "INSERT OR IGNORE INTO holders VALUES (?, '')"
     if connection.execute(loose, (entry.conversation_id,)).rowcount == 0:
-        tell_holder(connection, entry.conversation_id, now, but=worker)
+        tell_holder(connection, entry.conversation_id, tick, but=worker)
 
 
-def tell_holder(connection: sqlite3.Connection, conversation: str | None, now: float, but: str = "") -> None:
+def tell_holder(connection: sqlite3.Connection, conversation: str | None, tick: float, but: str = "") -> None:
     """The conversation's outbox has changed; `but` is a worker that knows."""
     tell = (
         "INSERT OR IGNORE INTO wishes SELECT worker, conversation, 'deliver' FROM holders "  # noqa: S608
         f"WHERE conversation = :conversation AND worker <> :worker AND worker IN ({LIVING})"
     )
-    connection.execute(tell, {"conversation": conversation, **judge(but, now)})
+    connection.execute(tell, {"conversation": conversation, **judge(but, tick)})
 
 
 def claim(
-    connection: sqlite3.Connection, worker: str, conversations: Sequence[str], now: float
+    connection: sqlite3.Connection, worker: str, conversations: Sequence[str], tick: float
 ) -> dict[str, list[Parcel]] | None:
     """None without a lease."""
-    if not lives(connection, worker, now):
+    if not lives(connection, worker, tick):
         return None
     free = "worker IN ('', :worker)"
-    if judges(connection, worker, now):
+    if judges(connection, worker, tick):
         free += f" OR worker NOT IN ({LIVING})"
     take = (
         "INSERT INTO holders VALUES (:conversation, :worker) "  # noqa: S608
         f"ON CONFLICT (conversation) DO UPDATE SET worker = :worker WHERE {free}"
     )
-    rows = [{"conversation": name, **judge(worker, now)} for name in conversations]
+    rows = [{"conversation": name, **judge(worker, tick)} for name in conversations]
     held = [row["conversation"] for row in rows if connection.execute(take, row).rowcount == 1]
     unpark = "UPDATE turns SET reason = NULL WHERE conversation = ? AND place IS NOT NULL AND reason IS NOT NULL"
     connection.executemany(unpark, [(name,) for name in held])
@@ -125,20 +136,20 @@ def give_up_all(connection: sqlite3.Connection, worker: str) -> None:
     give_up(connection, worker, [name for (name,) in held])
 
 
-def unheld(connection: sqlite3.Connection, now: float, limit: int) -> list[str]:
+def unheld(connection: sqlite3.Connection, tick: float, limit: int) -> list[str]:
     # From the few workers that are not alive to what they held: what the living hold is not looked at.
     dead = "SELECT id FROM workers WHERE lease NOT BETWEEN :now AND :far"
     select = (
         f"SELECT conversation FROM holders WHERE worker IN (SELECT '' UNION ALL {dead}) "  # noqa: S608
         f"AND EXISTS ({PENDING.format('holders.conversation')}) LIMIT :limit"
     )
-    return [name for (name,) in connection.execute(select, {"limit": limit, **judge("", now)})]
+    return [name for (name,) in connection.execute(select, {"limit": limit, **judge("", tick)})]
 
 
-def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Receipt], now: float) -> list[str]:
+def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Receipt], tick: float) -> list[str]:
     """Returns the turns of conversations that another living worker holds."""
     select = (
-        "SELECT coalesce(holders.worker, '') FROM turns LEFT JOIN holders USING (conversation) "
+        "SELECT conversation, coalesce(holders.worker, '') FROM turns LEFT JOIN holders USING (conversation) "
         "WHERE id = ? AND place IS NOT NULL"
     )
     update = (
@@ -148,16 +159,18 @@ def confirm(connection: sqlite3.Connection, worker: str, receipts: Sequence[Rece
     lost = []
     for receipt in receipts:
         match connection.execute(select, (receipt.turn_id,)).fetchone():
-            case (holder,) if holder == worker or not lives(connection, holder, now):
+            case (conversation, holder) if holder == worker or not lives(connection, holder, tick):
                 connection.execute(update, receipt._asdict())
-            case (_,):
+                if receipt.whole and not holder:  # it was given up meanwhile
+                    settle(connection, [conversation])
+            case (_, _):
                 lost.append(receipt.turn_id)
     return lost
 
 
-def park(connection: sqlite3.Connection, worker: str, conversation: str, reason: str, now: float) -> list[str] | None:
+def park(connection: sqlite3.Connection, worker: str, conversation: str, reason: str, tick: float) -> list[str] | None:
     """None without a lease."""
-    if not lives(connection, worker, now):
+    if not lives(connection, worker, tick):
         return None
     delete = "DELETE FROM holders WHERE conversation = ? AND worker = ?"
     if connection.execute(delete, (conversation, worker)).rowcount == 0:
@@ -199,15 +212,18 @@ def settle(connection: sqlite3.Connection, conversations: Collection[str]) -> No
     connection.executemany(delete, [(name,) for name in conversations])
 
 
-def purge_holders(connection: sqlite3.Connection, lease_before: float) -> None:
-    """Forgets workers that died long ago, with what they held and were to be told."""
-    dead = "SELECT id FROM workers WHERE lease < ?"
+def purge_holders(connection: sqlite3.Connection, before: float, behind: float) -> None:
+    """Forgets workers that died long ago, with what they held and were to be told: whose leases ended before one tick,
+    or, taken before the machine was started, end behind another."""
+    is_dead = "lease NOT BETWEEN ? AND ?"
+    dead = f"SELECT id FROM workers WHERE {is_dead}"  # noqa: S608
     select = f"SELECT worker, conversation FROM holders WHERE worker IN ({dead}) LIMIT ?"  # noqa: S608
-    for worker, name in connection.execute(select, (lease_before, PURGE_LIMIT)).fetchall():
+    for worker, name in connection.execute(select, (before, behind, PURGE_LIMIT)).fetchall():
         give_up(connection, worker, [name])
-    connection.execute(f"DELETE FROM wishes WHERE worker IN ({dead})", (lease_before,))  # noqa: S608
-    gone = "DELETE FROM workers WHERE lease < ? AND NOT EXISTS (SELECT 1 FROM holders WHERE worker = workers.id)"
-    connection.execute(gone, (lease_before,))
+    connection.execute(f"DELETE FROM wishes WHERE worker IN ({dead})", (before, behind))  # noqa: S608
+    held = "SELECT 1 FROM holders WHERE worker = workers.id"
+    gone = f"DELETE FROM workers WHERE {is_dead} AND NOT EXISTS ({held})"  # noqa: S608
+    connection.execute(gone, (before, behind))
 
 
 def leased(found: T | None) -> T:
@@ -216,14 +232,14 @@ def leased(found: T | None) -> T:
     return found
 
 
-def lives(connection: sqlite3.Connection, worker: str, now: float) -> bool:
+def lives(connection: sqlite3.Connection, worker: str, tick: float) -> bool:
     select = f"SELECT 1 WHERE :worker IN ({LIVING})"
-    return connection.execute(select, judge(worker, now)).fetchone() is not None
+    return connection.execute(select, judge(worker, tick)).fetchone() is not None
 
 
-def judge(worker: str, now: float) -> dict[str, Any]:
+def judge(worker: str, tick: float) -> dict[str, Any]:
     """The parameters of LIVING and who asks."""
-    return {"worker": worker, "now": now, "far": now + FAR_LEASE}
+    return {"worker": worker, "now": tick, "far": tick + FAR_LEASE}
 
 
 def delivery_of(row: tuple[str, str, int | None, int, str | None]) -> Delivery:

@@ -149,7 +149,9 @@ class Transcript:
             receipts[turn_id][0].lose()
 
     def _release(self) -> None:
-        released = self._released - self._open.keys()
+        # Not before it is stored what has arrived there: who takes over would send it again.
+        untold = {conversation.id for conversation, _ in self._receipts.values()}
+        released = self._released - self._open.keys() - untold
         if released:
             self._outbox.release(released)
         self._released -= released

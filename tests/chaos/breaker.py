@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import requests
 
+from server.journal.flusher import FLUSH_INTERVAL
+
 from ..conftest import until
 from ..schedules import break_worker, wait_until
-from .judge import STORE
+from .judge import DEADLY, LAST_MOMENT, STORE
 from .records import Question
 
 # Seconds for which a fault still explains what fails. A login's waits in the sandbox for the next login; a token that
 # was just renewed is not renewed again for some seconds.
 AFTERMATH = {"outage": 4.0, "login": float("inf"), "expiry": 10.0}
+AFTER = 0.5  # seconds, for all others
 KEPT = 5.0  # seconds after which a store that is in order again has all that waited for it
 
 
@@ -37,13 +40,26 @@ class Breaker:
         for future in done:
             future.result()
 
-    def meanwhile(self, began, ended):
-        """Kinds of faults that were at work between two moments (monotonic)."""
-        spans = [(kind, start, end + AFTERMATH.get(kind, 0.5)) for kind, start, end in list(self._at_work)]
+    def meanwhile(self, began, ended, told):
+        """Kinds of faults that were at work between two moments (monotonic); `told` is when a reader first saw the end.
+
+        What kills a worker takes along what is not older than a flush, the end as well: it may come a little later.
+        """
+        spans = [(kind, start, end + AFTERMATH.get(kind, AFTER)) for kind, start, end in list(self._at_work)]
+        deaths = [
+            (kind, start, start + AFTER if kind == "stop" else end) for kind, start, end in spans if kind in DEADLY
+        ]
         for kind, start, end in sorted(spans, key=lambda span: span[1]):
             if kind in STORE and start <= ended <= end:
                 ended = end + KEPT  # only then is it certain that the end is kept
-        return frozenset(kind for kind, start, end in spans if start <= ended and began <= end)
+        found = {kind for kind, start, end in spans if start <= ended and began <= end}
+        last = {kind for kind, start, end in deaths if start - FLUSH_INTERVAL <= told <= end}
+        return frozenset(found | last | ({LAST_MOMENT} if last else set()))
+
+    def outages(self):
+        """When the store may have kept nothing: begin and end of each, in seconds since 1970."""
+        ahead = time.time() - time.monotonic()
+        return [(start + ahead, end + ahead + KEPT) for kind, start, end in list(self._at_work) if kind in STORE]
 
     def _strike(self, fault, at):
         wait_until(at)

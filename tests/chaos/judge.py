@@ -1,6 +1,6 @@
 """What must hold for each turn whatever broke: pure, and tried with faulty records in test_chaos_judge.py."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..transcripts import faults_of
@@ -8,6 +8,7 @@ from .records import ENDLESS, OTHERS_CODES, Event, Question, Reading, Turn
 
 DEADLY = {"kill", "stop"}  # only these may end a turn with `interrupted`
 STORE = {"store", "disk full", "redis restart"}
+LAST_MOMENT = "its worker's end"  # came with the turn's own, before that was kept
 
 
 def violations(turn: Turn) -> list[str]:
@@ -64,15 +65,17 @@ def of_reading(turn: Turn, reading: Reading) -> Iterator[str]:
 
 def may_differ(turn: Turn) -> bool:
     """A worker that could keep nothing and was killed then takes along what its followers have seen."""
-    return bool(turn.meanwhile & DEADLY and turn.meanwhile & STORE)
+    return bool(turn.meanwhile & DEADLY and turn.meanwhile & (STORE | {LAST_MOMENT}))
 
 
 def of_ids(events: list[Event]) -> Iterator[str]:
-    """Consecutive from 1; they may jump once, before the closing events of a turn whose worker died."""
-    is_interrupted = bool(events) and events[-1].data.get("status") == "interrupted"
+    """Consecutive from 1; they may jump once, before the closing events of a turn whose worker died.
+
+    Who leaves may do so between the two.
+    """
     last = 0
     for event in events:
-        is_jump = is_interrupted and event.kind == "error" and event.id > last
+        is_jump = event.kind == "error" and event.data.get("code") == "interrupted" and event.id > last
         if event.id != last + 1 and not is_jump:
             yield f"id {event.id} ({event.kind}) after {last}"
         last = event.id
@@ -90,15 +93,21 @@ def of_text(text: str, question: Question, who: str) -> Iterator[str]:
         yield f"{who} has {shortened(text[place:])} where {shortened(whole[place:])} belongs, after {place} characters"
 
 
-def of_conversation(conversation: Mapping[str, Any], turns: list[Turn]) -> list[str]:
-    """Whether the transcript is what the journal has of all its turns."""
+def of_conversation(
+    conversation: Mapping[str, Any], turns: list[Turn], outages: Sequence[tuple[float, float]] = ()
+) -> list[str]:
+    """Whether the transcript is what the journal has of all its turns.
+
+    A holder that died while the store was out of order, in one of the `outages` (seconds since 1970), could not leave
+    word of what had arrived.
+    """
     texts = [turn.state["text"] for turn in turns]
     undelivered = [turn.id for turn in turns if (turn.state.get("transcript") or {}).get("state") != "delivered"]
     found = [f"not delivered: {undelivered}"] if undelivered else []
     if any(turn.question.fault.get("fault") == "endless" for turn in turns):
         got = len(conversation["text"])
         return found + ([f"transcript has {got} characters of {len(texts[0])}"] if got < len(texts[0]) else [])
-    return found + [f"transcript: {fault}" for fault in faults_of(conversation, texts)]
+    return found + [f"transcript: {fault}" for fault in faults_of(conversation, texts, outages)]
 
 
 def leaks_of(outputs: Mapping[str, str], secrets: Mapping[str, str]) -> list[str]:

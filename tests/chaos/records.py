@@ -99,6 +99,10 @@ class Reading:
         return "".join(event.data["token"] for event in self.events if event.kind == "token")
 
     @property
+    def is_ended(self) -> bool:
+        return bool(self.events) and self.events[-1].kind == "done"
+
+    @property
     def is_whole(self) -> bool:
         """Whether it had to come to the end."""
         return self.reader.manner not in ("deaf", "leaves")

@@ -117,7 +117,7 @@ class Round:
                     self._report.violations += [f"{turn}: {fault}" for fault in [*found, *self._logged(turn)]]
             if turns:
                 name = turns[0].question.conversation
-                found = of_conversation(self._world.sandbox.conversation(name), turns)
+                found = of_conversation(self._world.sandbox.conversation(name), turns, self._breaker.outages())
                 ids = [turn.id for turn in turns]
                 self._report.violations += [f"conversation {name} of the turns {ids}: {fault}" for fault in found]
 
@@ -147,5 +147,6 @@ class Round:
             return None
         if not any(reading.is_whole for reading, _ in read):
             ended = time.monotonic()  # nobody saw when
-        meanwhile = self._breaker.meanwhile(began, ended)
+        told = min((at for reading, at in read if reading.is_ended), default=ended)
+        meanwhile = self._breaker.meanwhile(began, ended, told)
         return Turn(asker.id, asker.question, tuple(reading for reading, _ in read), state, meanwhile)

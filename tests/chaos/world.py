@@ -22,6 +22,7 @@ from ..deployed import DeployedNginx
 
 INSIDE = Path(__file__).parent / "inside"
 DISK = 64  # MB of the store's own
+ALONE = 2.0  # seconds for which all workers but one stand still at most; a lease lasts three
 RETAIN = 900  # seconds; above what the clock jumps in a round
 KINDS = {"socket": "socket", "pipe": "pipe", "anon_inode": "poller"}  # of descriptors
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
@@ -129,14 +130,24 @@ class World:
     def warm_up(self):
         """Each worker answers a question without a transcript: old idle connections to the gateway go then."""
         for worker in self.relay.workers:
-            others = [other for other in self.relay.workers if other != worker]
+            until(lambda worker=worker: self._answers_alone(worker), "a worker answers", 60)
+
+    def _answers_alone(self, worker):
+        """Within some seconds, in which all others stand still: else one of them may answer.
+
+        One that was stopped in a transaction keeps SQLite's file locked; it is to go on then.
+        """
+        others = [other for other in self.relay.workers if other != worker]
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        try:
+            until(self._answers, "it answers", ALONE)
+        except AssertionError:
+            return False
+        finally:
             for other in others:
-                os.kill(other, signal.SIGSTOP)  # else one of them may answer
-            try:
-                until(self._answers, "a worker answers")
-            finally:
-                for other in others:
-                    os.kill(other, signal.SIGCONT)
+                os.kill(other, signal.SIGCONT)
+        return True
 
     def _answers(self):
         headers = {"Authorization": f"Bearer {self.key.key}"}
