@@ -104,11 +104,11 @@ class Lines(RuleBasedStateMachine):
     def sleep(self, answers):
         """What comes is passed on, until the sender has no more answers; None is one that refuses."""
 
-        def send(turn_id, token):
+        def send(delivery, token):
             answer = answers.pop(0) if answers else None
             if answer is None:
                 raise ConnectionError
-            self.flight.append((turn_id, token.id))
+            self.flight.append((delivery.turn_id, token.id))
             return answer
 
         self.line.pass_on(send)
@@ -363,7 +363,7 @@ def passed_on(line):
     """Where tokens go once nothing waits, and all that went there."""
     sent = []
     assert line.next_piece(long) is not None
-    line.pass_on(lambda turn_id, token: sent.append((turn_id, token.id)) or True)
+    line.pass_on(lambda delivery, token: sent.append((delivery.turn_id, token.id)) or True)
     line.bell._rung = False
     return sent
 

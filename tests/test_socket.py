@@ -32,7 +32,7 @@ def link(monkeypatch):
 def fill(link):
     """Until the kernel takes no more; the number of frames that are on their way, the last of them in part."""
     for count in range(1, 1000):
-        if not link.send_now(PAYLOAD, TEXT):
+        if not link.send_now(PAYLOAD):
             return count
     raise AssertionError("it takes all")
 
@@ -41,7 +41,7 @@ def test_what_the_kernel_does_not_take_follows_before_anything_else(link):
     link, theirs, _ = link
     count = fill(link)
     with pytest.raises(BlockingIOError):
-        link.send_now(b"overtakes", TEXT)
+        link.send_now(b"overtakes")
     received = bytearray()
     reader = gevent.spawn(lambda: [received.extend(data) for data in iter(lambda: theirs.recv(65536), b"")])
     link.flush()
@@ -68,7 +68,7 @@ def test_who_may_not_send_sends_nothing(link):
     link, theirs, may = link
     may[0] = False
     with pytest.raises(LinkLost):
-        link.send_now(b"too late", TEXT)
+        link.send_now(b"too late")
     link.flush()
     theirs.settimeout(0.0)
     with pytest.raises(BlockingIOError):
@@ -79,5 +79,5 @@ def test_a_link_that_is_gone_has_taken_nothing(link):
     link, theirs, _ = link
     theirs.close()
     with pytest.raises(OSError, match=r"pipe|reset"):
-        link.send_now(b"to no one", TEXT)
+        link.send_now(b"to no one")
     link.flush()

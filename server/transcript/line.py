@@ -116,9 +116,14 @@ class Line:
                 return piece
         return None
 
-    def pass_on(self, send: Callable[[str, Token], bool]) -> None:
-        """From now on, `send` gets each new token of the turn that is being sent, with the turn's id, where the token
-        comes from: until `hold`, and only what follows what was sent. It must not wait.
+    @property
+    def passes_on(self) -> bool:
+        """Whether a token that comes now would go to `pass_on`'s `send`."""
+        return self._sender is not None and self._sender.is_idle
+
+    def pass_on(self, send: Callable[[Delivery, Token], bool]) -> None:
+        """From now on, `send` gets each new token of the turn that is being sent, where the token comes from: until
+        `hold`, and only what follows what was sent. It must not wait.
 
         It says whether all is sent, and raises for what it has not sent; either rings the bell.
         """
@@ -131,7 +136,7 @@ class Line:
             (token,) = events
             if type(token) is not Token:
                 raise TypeError
-            is_sent = send(delivery.turn_id, token)
+            is_sent = send(delivery, token)
             delivery.sent = token.id
             self.unconfirmed_since = self.unconfirmed_since or time.monotonic()
             return is_sent

@@ -103,8 +103,8 @@ class Socket:
         """Raises LinkLost."""
         self._put(client_frame(payload, opcode))
 
-    def send_now(self, payload: bytes, opcode: int) -> bool:
-        """The same without waiting: False where a rest waits for `flush`.
+    def send_now(self, text: bytes, ping: bytes | None = None) -> bool:
+        """Sends a text, and maybe a ping behind it, without waiting: False where a rest waits for `flush`.
 
         Raises LinkLost or OSError where nothing is sent.
         """
@@ -112,7 +112,9 @@ class Socket:
             raise BlockingIOError
         if not self._may_send():
             raise LinkLost(UNSURE)
-        data = client_frame(payload, opcode)
+        data = client_frame(text, ABNF.OPCODE_TEXT)
+        if ping is not None:
+            data += client_frame(ping, ABNF.OPCODE_PING)
         self._rest = data[self._send_at_once(data) :]
         return not self._rest
 

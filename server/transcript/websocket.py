@@ -19,7 +19,7 @@ from ..errors import StoreUnavailable
 from ..settings import Settings
 from ..sse import Token
 from .conversation import STORE_WAIT, Conversation, describe
-from .line import Mark, Piece
+from .line import Delivery, Mark, Piece
 from .pieces import MAX_CHAR_BYTES, join, split
 from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL = 20.0  # seconds of silence on a link
 CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; the most that can repeat after a loss
+TOKEN_GAP = 0.2  # seconds more, in which the next token may bring the ping along
 PONG_TIMEOUT = 20.0  # seconds until a link without a pong counts as dead
 ENVELOPE = 1024  # bytes of a message beside its text: conversation, role, id
 
@@ -152,16 +153,20 @@ class Link:
         """Each token at once; what waits goes together."""
         return join(tokens, self._max_chars, self._max_bytes)
 
-    def _send_now(self, turn_id: str, token: Token) -> bool:
-        """Sends a token while the conversation's greenlet sleeps; see `Line.pass_on`. What is not plain is that one's:
-        a ping that is due, a token that may be too long."""
-        now = time.monotonic()
-        pings = self._ping is None
-        if self._lost or len(token.text) > self._max_plain or (pings and now - self._pinged_at >= CONFIRM_INTERVAL):
+    def _send_now(self, delivery: Delivery, token: Token) -> bool:
+        """Sends a token while the conversation's greenlet sleeps, with the ping that is due; see `Line.pass_on`."""
+        if self._lost or len(token.text) > self._max_plain:
             raise NotNow
-        is_sent = self._socket.send_now(self._message(token.text, turn_id, token.id, token.id), ABNF.OPCODE_TEXT)
-        if pings:
-            self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL
+        now = time.monotonic()
+        ping = None
+        if self._ping is None and now - self._pinged_at >= CONFIRM_INTERVAL:
+            ping = Ping(b"%d" % (self._pings + 1), Mark(delivery, token.id, now))
+        message = self._message(token.text, delivery.turn_id, token.id, token.id)
+        is_sent = self._socket.send_now(message, ping and ping.payload)
+        if ping is not None:
+            self._note_ping(ping, now)
+        elif self._ping is None:
+            self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL + TOKEN_GAP
         self._note_sent(1, len(token.text), now)
         return is_sent
 
@@ -198,14 +203,19 @@ class Link:
         mark = self._line.mark()
         wait = self._patience(mark)
         if now - self._pinged_at >= wait:
-            self._pings += 1
-            self._pinged_at = now
-            self._ping = Ping(b"%d" % self._pings, mark)
-            self._socket.send(self._ping.payload, ABNF.OPCODE_PING)
-            wait = PONG_TIMEOUT
+            ping = Ping(b"%d" % (self._pings + 1), mark)
+            self._note_ping(ping, now)
+            self._socket.send(ping.payload, ABNF.OPCODE_PING)
+            return
         self._conversation.wake_at = self._pinged_at + wait
         if not self._line:
             self._conversation.wake_at = min(self._conversation.wake_at, self._conversation.idle_at)
+
+    def _note_ping(self, ping: Ping, now: float) -> None:
+        self._pings += 1
+        self._ping = ping
+        self._pinged_at = now
+        self._conversation.wake_at = now + PONG_TIMEOUT
 
     def _patience(self, mark: Mark | None) -> float:
         """Seconds between the last ping and the next."""
@@ -231,7 +241,10 @@ class Link:
         self._conversation.note_success()
         if ping.mark is not None:
             self._line.confirm(ping.mark)
-        self._line.bell.ring()
+        if self._line.passes_on:
+            self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL + TOKEN_GAP
+        else:
+            self._line.bell.ring()
 
     def _break_off(self) -> None:
         self._socket.break_off()
