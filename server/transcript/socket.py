@@ -34,7 +34,7 @@ WRITE_TIMEOUT = 20.0  # seconds for one write to a link that does not take it
 CLOSE_TIMEOUT = 1.0  # seconds for the closing handshake
 MAX_HEAD = 16 * 1024  # bytes of the answer to the handshake
 MAX_MESSAGE = 16 * 1024  # bytes of an incoming message, in one frame or many
-BLOCK_SIZE = 4096  # bytes a read of the handshake
+BLOCK_SIZE = 4096  # bytes a read
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends RST and drops what was not sent
 LINGER = struct.pack("ii", 0, 0)  # closing sends what there is
 
@@ -91,7 +91,7 @@ class Socket:
         # buffers must not arrive after what the next link repeats.
         self._socket.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
         self._frames = Frames(self._receive, skip_utf8_validation=True)
-        self._frames.recv_buffer = [rest]
+        self._read = rest  # and not taken yet
         self._may_send = may_send
         self._lock = BoundedSemaphore()
         self._rest = b""  # of a frame that `send_now` has begun
@@ -209,9 +209,12 @@ class Socket:
             raise LinkLost(f"read failed: {type(error).__name__}") from None
 
     def _receive(self, size: int) -> bytes:
-        data = self._socket.recv(size)
-        if not data:
-            raise WebSocketConnectionClosedException
+        """For the frame reader, which asks for each part of a frame: the socket is read once for all."""
+        if not self._read:
+            self._read = self._socket.recv(BLOCK_SIZE)
+            if not self._read:
+                raise WebSocketConnectionClosedException
+        data, self._read = self._read[:size], self._read[size:]
         return data
 
     def _drop(self, frame: ABNF) -> None:
