@@ -128,7 +128,7 @@ class Answer(HTTPResponse):
         return self._take_body()
 
     def drive(self, take: Callable[[bytes], bool]) -> None:
-        """Calls `take` with the body as it arrives, until it says False or all has come. It must not wait: see
+        """Calls `take` with the body as it arrives, until it says False or all has come. It must never wait: see
         Inlet.drive. Raises OSError, HTTPParseError, and what `take` raises."""
         if (self._body and not take(self._take_body())) or self.ended:
             return

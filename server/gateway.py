@@ -53,7 +53,8 @@ class Taker(Protocol):
         """A Retrying comes before each wait for another try. May wait."""
 
     def take_now(self, deltas: Sequence[Delta], now: float) -> bool:
-        """The same, called in the hub, where it must not wait: False where it would have to, and has taken nothing.
+        """The same, called where it must not wait (in the hub, as a rule): False where it would have to, and has taken
+        nothing.
 
         `now` is in seconds of the monotonic clock.
         """

@@ -54,8 +54,8 @@ class Inlet:
     def drive(self, size: int, take: Callable[[bytes], bool]) -> None:
         """Calls `take` with what arrives, `size` bytes at most, until it says False; b"" is the end.
 
-        It is called in the hub, while the greenlet sleeps: that spares two switches a read. It must never wait. Raises
-        OSError, and what `take` raises.
+        It is called in the hub, as a rule, while the greenlet sleeps: that spares two switches a read. It must never
+        wait. Raises OSError, and what `take` raises.
         """
         while self._full_reads:  # more has arrived: no event would tell
             if not take(self.read(size)):
@@ -71,7 +71,10 @@ class Inlet:
             if failure is None:
                 return
             if not isinstance(failure, SSLWantWriteError):
-                raise failure
+                try:
+                    raise failure
+                finally:
+                    del failure  # its traceback leads here
             wait_write(self._socket.fileno())
 
     def close(self) -> None:
@@ -98,12 +101,17 @@ class Inlet:
 
     def _takes_on(self, take: Callable[[bytes], bool]) -> bool:
         """Whether the greenlet may sleep on."""
+        wants_more = has_more = True
         try:
-            while take(self._socket.recv(self._size)):
-                if self._tls is None or not self._tls.pending():
+            while wants_more and has_more:
+                try:
+                    data = self._socket.recv(self._size)
+                except (BlockingIOError, SSLWantReadError):
                     return True
-        except (BlockingIOError, SSLWantReadError):
-            return True
+                wants_more = take(data)
+                has_more = self._tls is not None and self._tls.pending() > 0
         except Exception as failure:  # noqa: BLE001 - raised where someone can handle it
             self._failure = failure
-        return False
+            return False
+        self._full_reads = int(has_more)  # what is left makes no socket readable
+        return wants_more

@@ -53,11 +53,14 @@ def spare_births(arbiter: Any) -> None:
     """Has a worker that is told to stop as it is born hear of it once it can.
 
     Until it has handlers of its own (see Worker.init_process) a signal would reach the master's, in a copy of the
-    master that no one runs: it would be lost, and the master would wait for graceful_timeout.
+    master that no one runs: it would be lost, and the master would wait for graceful_timeout. Another class than ours
+    would never let it through.
     """
     spawn = arbiter.spawn_worker
 
     def spawn_worker() -> Any:
+        if not getattr(arbiter.worker_class, "hears_stops_late", False):
+            return spawn()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             return spawn()

@@ -2,8 +2,8 @@
 
     starting ──> streaming ──> complete | failed | cancelled | interrupted
 
-The turn's greenlet reads the gateway and appends events; everyone else follows. Whatever happens, the last event is one
-Done.
+The gateway's answer is read and its events are appended here alone, by the turn's greenlet or, while it sleeps, for it
+in the hub; everyone else follows. Whatever happens, the last event is one Done.
 """
 
 import logging
@@ -151,7 +151,10 @@ class Turn:
             gevent.get_hub().loop.run_callback(self._throw)
 
     def _throw(self) -> None:
-        # Looked at again here, in the hub: the turn may have ended by itself since `end_with`.
+        # Looked at again here, in the hub: since `end_with` the turn may have come to its end by itself, which only
+        # the word that it is lost can still change.
+        if self._ending and not isinstance(self._end_asked, Lost):
+            return
         if self._can_break and self._greenlet is not None and self._end_asked is not None:
             self._greenlet.throw(self._end_asked)
 

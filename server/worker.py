@@ -56,6 +56,7 @@ gevent.config.track_greenlet_tree = False
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's own drain waits for HTTP handlers alone; turns without a client, and links, would die with it."""
 
+    hears_stops_late = True  # see master.spare_births
     slot: int  # see metrics_folder.take_slot
     _stopped_at: float | None = None
     _quick = False

@@ -167,3 +167,10 @@ def test_a_worker_that_is_told_to_stop_as_it_is_born_does(number, start_relay, t
     until(lambda: first not in relay.workers, "the first has been told")
     born.touch()
     assert relay.process.process.wait(10) == 0, "and so was the other, which no one waits out"
+
+
+@pytest.mark.parametrize("worker_class", ["gevent", "sync"])
+def test_a_worker_of_another_class_hears_that_it_is_to_stop(worker_class, start_relay):
+    relay = start_relay(GUNICORN_CMD_ARGS=f"--worker-class {worker_class}")
+    relay.process.process.send_signal(signal.SIGTERM)
+    assert relay.process.process.wait(10) == 0

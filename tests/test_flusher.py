@@ -6,6 +6,7 @@ import gevent
 import pytest
 
 from server.errors import StoreUnavailable
+from server.journal import flusher as flusher_module
 from server.journal.flusher import END_INTERVAL, FLUSH_INTERVAL, SLACK, STORE_RETRY, WATCHED_INTERVAL, Flusher
 from server.journal.health import Health
 from server.journal.tail import Tail
@@ -130,3 +131,44 @@ def test_what_must_go_at_once_does(flusher, journal):
     assert time.monotonic() - began < LATE
     assert [list(turns) for _, turns in journal.kept] == [["turn-49"]]
     wait_for_all(flusher)
+
+
+def test_ends_share_a_transaction_whoever_else_waits(flusher, journal):
+    waiting = Tail("waiting", journal)
+    say(flusher, waiting)
+    gevent.sleep(0.01)
+    tails = [Tail(f"turn-{number}", journal) for number in range(4)]
+    for tail in tails:
+        say(flusher, tail, end=True)
+        gevent.sleep(END_INTERVAL / 10)
+    wait_for_all(flusher)
+    assert [sorted(turns) for _, turns in journal.kept] == [[tail.turn_id for tail in tails], ["waiting"]]
+
+
+def test_what_failed_does_not_hold_up_what_comes_after(flusher, journal):
+    failed, later = Tail("failed", journal), Tail("later", journal)
+    journal.down = True
+    say(flusher, failed)
+    with gevent.Timeout(5):
+        while failed.flush_by - time.monotonic() <= FLUSH_INTERVAL:
+            gevent.sleep(0.005)
+    journal.down = False
+    began = time.monotonic()
+    say(flusher, later)
+    wait_for_all(flusher)
+    assert journal.when("later") - began <= FLUSH_INTERVAL + 0.05
+
+
+def test_no_one_starves_when_more_is_due_than_a_transaction_holds(flusher, journal, monkeypatch):
+    monkeypatch.setattr(flusher_module, "MAX_BATCHES", 5)
+    journal.pause = WATCHED_INTERVAL
+    watched = [Tail(f"watched-{number}", journal) for number in range(20)]
+    plain = [Tail(f"plain-{number}", journal) for number in range(5)]
+    for tail in watched:
+        tail.watched_until = time.monotonic() + 60
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        for tail in watched + plain:
+            say(flusher, tail)
+        gevent.sleep(0.02)
+    assert all(tail.kept_id for tail in watched + plain)

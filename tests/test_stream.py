@@ -236,6 +236,9 @@ def test_what_tls_has_decrypted_already_is_taken_as_well(pair, tmp_path, monkeyp
         gevent.sleep(0.01)
     reader.get(timeout=5)
     assert b"".join(taken) == b"x" * 20_000
+    other.sendall(b"y" * 150)
+    gevent.spawn(inlet.drive, 100, lambda data: False).get(timeout=5)
+    assert gevent.spawn(inlet.read, 100).get(timeout=5) == b"y" * 50, "what is left is not waited for"
     inlet.close()
     secure.close()
     other.close()

@@ -143,7 +143,7 @@ class Journal(Protocol):
     def interrupt_orphans(self) -> Collection[str]:
         """Ends the turns of workers whose lease has ended, with what `closing` says. Returns them.
 
-        None while this worker may not judge others.
+        Ends none while this worker may not judge others.
         """
 
     def purge(self) -> int:

@@ -26,7 +26,8 @@ class Flusher:
         self._health = health
         self._on_lost = on_lost
         self._waiting: dict[Tail, None] = {}  # in the order in which they are due, but for those that hurry
-        self._hurried: set[Tail] = set()  # of them, those that are due before it is their turn
+        self._hurried: dict[Tail, None] = {}  # of them, those that are due before it is their turn
+        self._row_ends = 0.0  # monotonic seconds; when the last in the row is due
         self._due = Flag()
         self._hurry = Flag()
         self._asleep_until = 0.0  # monotonic seconds, while it sleeps
@@ -49,24 +50,29 @@ class Flusher:
         while True:
             self._due.wait()
             soonest = min([tail.flush_by for tail in self._hurried] + [next(iter(self._waiting)).flush_by])
-            self._sleep_until(soonest)
-            self.flush(self._take_due(time.monotonic() + SLACK))
+            if self._sleep_until(soonest):
+                self.flush(self._take_due(time.monotonic() + SLACK))
             if not self._waiting:
                 self._due.clear()
 
     def _wait(self, tail: Tail, flush_by: float) -> None:
-        """Puts it behind all others."""
-        self._hurried.discard(tail)
-        self._waiting.pop(tail, None)
+        """Puts it behind all others, as one that hurries where these are due later."""
+        self._forget(tail)
         self._waiting[tail] = None
         tail.flush_by = flush_by
+        if flush_by < self._row_ends:
+            self._bring_forward(tail)
+        self._row_ends = max(self._row_ends, flush_by)
 
     def _hurry_up(self, tail: Tail, flush_by: float) -> None:
         if flush_by < tail.flush_by:
             tail.flush_by = flush_by
-            self._hurried.add(tail)
-            if flush_by < self._asleep_until:
-                self._hurry.set()
+            self._bring_forward(tail)
+
+    def _bring_forward(self, tail: Tail) -> None:
+        self._hurried[tail] = None
+        if tail.flush_by < self._asleep_until:
+            self._hurry.set()
 
     def _take_due(self, horizon: float) -> list[Tail]:
         due = [tail for tail in self._hurried if tail.flush_by <= horizon]
@@ -76,16 +82,19 @@ class Flusher:
             if tail.flush_by > horizon:
                 break
             due.append(tail)
-        return due
+        # More than one transaction holds: those that have waited longest go first, or some would never go.
+        return sorted(due, key=lambda tail: tail.flush_by) if len(due) > MAX_BATCHES else due
 
-    def _sleep_until(self, soonest: float) -> None:
-        """Until what is due first is due, or something is due before that."""
+    def _sleep_until(self, soonest: float) -> bool:
+        """Whether it is so late now; not if meanwhile something is due before that."""
         pause = soonest - time.monotonic()
-        if pause > 0:
-            self._hurry.clear()
-            self._asleep_until = soonest
-            self._hurry.wait(pause)
-            self._asleep_until = 0.0
+        if pause <= 0:
+            return True
+        self._hurry.clear()
+        self._asleep_until = soonest
+        is_hurried = self._hurry.wait(pause)
+        self._asleep_until = 0.0
+        return not is_hurried
 
     def flush_all(self) -> None:
         """Flushes what there is: the process is about to go. A store that is out of order is asked but once."""
@@ -128,7 +137,7 @@ class Flusher:
 
     def _forget(self, tail: Tail) -> None:
         self._waiting.pop(tail, None)
-        self._hurried.discard(tail)
+        self._hurried.pop(tail, None)
 
 
 def gather(tails: list[Tail]) -> tuple[list[Tail], list[Batch]]:

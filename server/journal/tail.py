@@ -1,8 +1,8 @@
 """The last events of a turn in this worker's memory, and those who follow it.
 
 Whoever brings events (the turn itself, or the courier for a turn of another worker) never waits for a follower: it
-appends and wakes. Each follower takes what lies behind its own cursor, from here or, when it has fallen behind what is
-held here, from the journal.
+appends, and sends at once to those who keep up, or wakes them. Each follower takes what lies behind its own cursor,
+from here or, when it has fallen behind what is held here, from the journal.
 """
 
 import time
@@ -56,7 +56,7 @@ class Tail:
         return self.last_id - self.kept_id >= ROOM
 
     def append(self, events: list[Event]) -> None:
-        """Adds events that follow the last one, and wakes who waits for them."""
+        """Adds events that follow the last one, and offers them to who waits for them."""
         self._events += events
         self.last_id = events[-1].id
         self.ended = type(events[-1]) is Done

@@ -76,7 +76,7 @@ class Frames(frame_buffer):
 
 
 class Socket:
-    """One greenlet writes and one reads."""
+    """One greenlet writes and one reads; `send_now` is for whoever writes in the first one's place."""
 
     def __init__(self, url: str, token: str, may_send: Callable[[], bool]) -> None:
         """Opens it, within HANDSHAKE_TIMEOUT. `may_send` is asked before each write. Raises LinkLost."""

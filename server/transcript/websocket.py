@@ -26,7 +26,7 @@ from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
 log = logging.getLogger(__name__)
 
 PING_INTERVAL = 20.0  # seconds of silence on a link
-CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; the most that can repeat after a loss
+CONFIRM_INTERVAL = 1.0  # seconds between two pings while text flows; about what can repeat after a loss
 TOKEN_GAP = 0.2  # seconds more, in which the next token may bring the ping along
 PONG_TIMEOUT = 20.0  # seconds until a link without a pong counts as dead
 ENVELOPE = 1024  # bytes of a message beside its text: conversation, role, id
@@ -69,7 +69,8 @@ class Ping(NamedTuple):
 
 
 class Link:
-    """An open WebSocket: the conversation's greenlet writes, and another one reads."""
+    """An open WebSocket: the conversation's greenlet writes, or for it, while it sleeps, who brings a token; another
+    greenlet reads."""
 
     def __init__(self, socket: Socket, conversation: Conversation, settings: Settings) -> None:
         self._socket = socket
