@@ -54,8 +54,9 @@ class CountingRelay(RelayServer):
     def metrics_folder(self):
         environment = Path(f"/proc/{self.workers[0]}/environ").read_bytes()  # only what the master was started with
         assert b"PROMETHEUS_MULTIPROC_DIR" not in environment
-        maps = Path(f"/proc/{self.workers[0]}/maps").read_text()
-        return Path(re.search(r"\S+/relay-metrics-[^/]+", maps)[0])
+        maps = Path(f"/proc/{self.workers[0]}/maps")  # another worker may have been the first to be ready
+        found = until(lambda: re.search(r"\S+/relay-metrics-[^/]+", maps.read_text()), "the worker counts")
+        return Path(found[0])
 
 
 @pytest.fixture
