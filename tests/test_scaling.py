@@ -43,6 +43,7 @@ loads = st.builds(
     streams=st.integers(1, 3_000_000),
     tokens_per_second=st.floats(5, 100),
     tokens=st.integers(10, 4000),
+    first_token=st.floats(0, 60),
     retain=st.floats(10, 7200),
     followed_elsewhere=st.floats(0, 0.05),
     mirrored_elsewhere=st.floats(0, 0.2),
