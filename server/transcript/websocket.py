@@ -84,7 +84,6 @@ class Link:
         self._lost = ""
         self._ping: Ping | None = None
         self._pings = 0
-        self._flows = False  # whether the last piece left nothing behind, and more of its turn will come
         self._pinged_at = time.monotonic()
 
     def serve(self) -> None:
@@ -142,7 +141,6 @@ class Link:
             log.debug("transcript waits for the store", extra={"conversation": self._conversation.id})
             gevent.sleep(STORE_WAIT)
             return True
-        self._flows = piece is not None and piece.is_all
         if piece is None:
             return False
         self._send_piece(piece)
@@ -161,7 +159,7 @@ class Link:
         now = time.monotonic()
         ping = None
         if self._ping is None and now - self._pinged_at >= CONFIRM_INTERVAL:
-            ping = Ping(b"%d" % (self._pings + 1), Mark(delivery, token.id, now))
+            ping = self._next_ping(Mark(delivery, token.id, now))
         message = self._message(token.text, delivery.turn_id, token.id, token.id)
         is_sent = self._socket.send_now(message, ping and ping.payload)
         if ping is not None:
@@ -198,19 +196,19 @@ class Link:
                 raise LinkLost(f"no pong within {PONG_TIMEOUT:.0f} s", "silent")
             self._conversation.wake_at = self._pinged_at + PONG_TIMEOUT
             return
-        if self._flows and not self._conversation.leaving and now - self._pinged_at < CONFIRM_INTERVAL:
-            self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL
-            return
         mark = self._line.mark()
         wait = self._patience(mark)
         if now - self._pinged_at >= wait:
-            ping = Ping(b"%d" % (self._pings + 1), mark)
+            ping = self._next_ping(mark)
             self._note_ping(ping, now)
             self._socket.send(ping.payload, ABNF.OPCODE_PING)
             return
         self._conversation.wake_at = self._pinged_at + wait
         if not self._line:
             self._conversation.wake_at = min(self._conversation.wake_at, self._conversation.idle_at)
+
+    def _next_ping(self, mark: Mark | None) -> Ping:
+        return Ping(b"%d" % (self._pings + 1), mark)
 
     def _note_ping(self, ping: Ping, now: float) -> None:
         self._pings += 1
