@@ -4,12 +4,12 @@ import secrets
 import time
 
 import gevent
-from websocket import ABNF
 
 from ..credentials import Credentials
 from ..errors import CredentialsError
 from ..settings import Settings
 from ..transcript.api import PlatformApi, TryAgain
+from ..transcript.framing import PING
 from ..transcript.socket import NORMAL, LinkLost, Socket
 from .finding import Outcome, bad, good
 from .words import read_words
@@ -18,7 +18,7 @@ PONG_TIMEOUT = 5.0  # seconds for a ping to be answered
 
 
 class NoPong(Exception):
-    """The link did not answer a ping in time. No TimeoutError: the link takes those for silence, and waits on."""
+    """The link did not answer a ping in time. No OSError: the link takes those for its loss."""
 
 
 def open_link(settings: Settings, credentials: Credentials) -> Outcome:
@@ -33,8 +33,8 @@ def open_link(settings: Settings, credentials: Credentials) -> Outcome:
     took = time.monotonic() - began
     try:
         with gevent.Timeout(PONG_TIMEOUT, NoPong()):
-            link.send(b"doctor", ABNF.OPCODE_PING)
-            link.next_pong()
+            link.send(b"doctor", PING)
+            link.read(lambda _: False)
     except NoPong:
         link.break_off()
         return bad(

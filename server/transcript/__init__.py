@@ -149,6 +149,8 @@ class Transcript:
             receipts[turn_id][0].lose()
 
     def _release(self) -> None:
+        if not self._released:
+            return
         # Not before it is stored what has arrived there: who takes over would send it again.
         untold = {conversation.id for conversation, _ in self._receipts.values()}
         released = self._released - self._open.keys() - untold
@@ -233,7 +235,9 @@ class Transcript:
         self._receipts[receipt.turn_id] = conversation, receipt
         if receipt.whole and conversation.has_more and len(line) < WINDOW // 2:
             self._noted.add(conversation.id)
-        self._bell.ring()
+        if receipt.whole:
+            self._bell.ring()
+        # All others wait for the next tick, or go along: a transaction for each few would cost what a token does.
 
     def _note_end(self, conversation: Conversation) -> None:
         del self._open[conversation.id]
@@ -255,7 +259,9 @@ class Transcript:
                 self._make_room()
             may_send = self._place.may_send()
             metrics.flush()
-            metrics.transcript_lag.set(max((held.lag for held in self._open.values()), default=0.0))
+            metrics.transcript_lag.set(max((held.lag(now) for held in self._open.values()), default=0.0))
+            if self._receipts:
+                self._bell.ring()
             for conversation in list(self._open.values()):
                 if not may_send:
                     self._again.add(conversation.id)

@@ -87,11 +87,10 @@ class Conversation:
         self._greenlet.link(end)  # one that is killed before it runs has no `finally`
         self._greenlet.start()
 
-    @property
-    def lag(self) -> float:
+    def lag(self, now: float) -> float:
         """Seconds that the oldest unconfirmed text has waited."""
         since = self.failing_since if self.line else None
-        return time.monotonic() - min(self.line.unconfirmed_since or time.monotonic(), since or time.monotonic())
+        return now - min(self.line.unconfirmed_since or now, since or now)
 
     @property
     def idle_at(self) -> float:

@@ -1,7 +1,7 @@
 """One open WebSocket: sends frames, reads pongs, closes. What goes wrong with it is LinkLost.
 
-websocket-client reads the frames; the handshake, and what goes out, are ours. What comes in is bounded: pongs, pings, a
-close frame and now and then a short text are all that is expected of the platform.
+What comes in is bounded: pongs, pings, a close frame and now and then a short text are all that is expected of the
+platform.
 """
 
 import struct
@@ -10,24 +10,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from socket import SHUT_RDWR, SO_LINGER, SOL_SOCKET, socket
-from ssl import SSLSocket
+from typing import NoReturn
 
 import gevent
 from gevent.lock import BoundedSemaphore
-from websocket import (
-    ABNF,
-    WebSocketConnectionClosedException,
-    WebSocketException,
-    WebSocketPayloadException,
-    frame_buffer,
-)
+from gevent.socket import wait_write
 
 from ..backoff import MAX_RETRY_AFTER, retry_after
 from ..credentials import CORRELATION
 from ..dial import Way
+from ..inlet import Inlet
 from . import handshake
 from .conversation import SinkLost
-from .framing import client_frame
+from .framing import CLOSE, PING, PONG, TEXT, Frame, FrameError, FrameReader, client_frame
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds for all of it: name, connection, proxy, TLS, answer
 WRITE_TIMEOUT = 20.0  # seconds for one write to a link that does not take it
@@ -66,15 +61,6 @@ class LinkLost(SinkLost):
     status = 0  # of a handshake that was refused
 
 
-class Frames(frame_buffer):
-    """websocket-client's frame reader, which would take a frame of any length."""
-
-    def recv_strict(self, bufsize: int) -> bytes:
-        if bufsize > MAX_MESSAGE:
-            raise WebSocketPayloadException
-        return super().recv_strict(bufsize)
-
-
 class Socket:
     """One greenlet writes and one reads; `send_now` is for whoever writes in the first one's place."""
 
@@ -86,12 +72,13 @@ class Socket:
                 self._socket, rest = open_link(url, token)
         except (OSError, ValueError) as error:
             raise LinkLost(f"handshake failed: {type(error).__name__}", "unreachable") from None
-        self._socket.settimeout(WRITE_TIMEOUT)
         # Until a closing handshake has told that all was read: also when this process is killed, what lies in the
         # buffers must not arrive after what the next link repeats.
         self._socket.setsockopt(SOL_SOCKET, SO_LINGER, NO_LINGER)
-        self._frames = Frames(self._receive, skip_utf8_validation=True)
-        self._read = rest  # and not taken yet
+        self._inlet = Inlet(self._socket)
+        self._frames = FrameReader(MAX_MESSAGE)
+        self._frames.feed(rest)
+        self._asks: Frame | None = None  # one that came, and that only a greenlet may answer
         self._may_send = may_send
         self._lock = BoundedSemaphore()
         self._rest = b""  # of a frame that `send_now` has begun
@@ -112,9 +99,9 @@ class Socket:
             raise BlockingIOError
         if not self._may_send():
             raise LinkLost(UNSURE)
-        data = client_frame(text, ABNF.OPCODE_TEXT)
+        data = client_frame(text, TEXT)
         if ping is not None:
-            data += client_frame(ping, ABNF.OPCODE_PING)
+            data += client_frame(ping, PING)
         self._rest = data[self._send_at_once(data) :]
         return not self._rest
 
@@ -123,20 +110,39 @@ class Socket:
         if self._rest:
             self._put(b"")
 
-    def next_pong(self) -> bytes:
-        """Waits for a pong and returns what it carries; answers pings, drops texts. Raises LinkLost."""
-        while True:
-            frame = self._next_frame()
-            data = frame.data
-            assert isinstance(data, bytes)
-            if frame.opcode == ABNF.OPCODE_PONG:
-                return data
-            if frame.opcode == ABNF.OPCODE_PING:
-                self.send(data, ABNF.OPCODE_PONG)
-            elif frame.opcode == ABNF.OPCODE_CLOSE:
-                self._answer_close(data)
-            else:
-                self._drop(frame)
+    def read(self, take_pong: Callable[[bytes], bool]) -> None:
+        """Gives what each pong carries to `take_pong`, until that says False; answers pings, drops texts.
+
+        It is called in the hub, as a rule, and must not wait. Raises LinkLost.
+        """
+        wants_more = True
+
+        def take_frames() -> bool:
+            nonlocal wants_more
+            while wants_more and self._asks is None and (frame := self._frames.next_frame()) is not None:
+                if frame.opcode == PONG:
+                    wants_more = take_pong(frame.payload)
+                elif frame.opcode in (PING, CLOSE):
+                    self._asks = frame
+                else:
+                    self._drop(frame)
+            return wants_more and self._asks is None
+
+        def take(data: bytes) -> bool:
+            if not data:
+                raise LinkLost("closed by the platform without a word")
+            self._frames.feed(data)
+            return take_frames()
+
+        try:
+            while wants_more:
+                if take_frames():
+                    self._inlet.drive(BLOCK_SIZE, take)
+                self._answer()
+        except FrameError as error:
+            raise LinkLost(str(error)) from None
+        except OSError as error:
+            raise LinkLost(f"read failed: {type(error).__name__}") from None
 
     def interrupt(self) -> None:
         """Makes a write or read that waits for this socket fail at once."""
@@ -156,10 +162,10 @@ class Socket:
             if not self._close_sent and not self._open_writes and not self._rest:
                 with gevent.Timeout(CLOSE_TIMEOUT, False), suppress(LinkLost):
                     self._send_close(code)
-                    while True:
-                        self.next_pong()
+                    self.read(lambda _: True)
         finally:
             with suppress(OSError):
+                self._inlet.close()
                 self._socket.close()
 
     def _put(self, data: bytes) -> None:
@@ -174,17 +180,11 @@ class Socket:
 
     def _send_at_once(self, data: bytes) -> int:
         """How much of it the kernel has taken. Raises OSError."""
-        if not isinstance(self._socket, SSLSocket):
-            try:
-                sent: int = self._socket.send(data, 0, 0.0)  # type: ignore[call-arg]  # gevent's, with a timeout
-            except BlockingIOError:
-                return 0
-            return sent
-        self._socket.settimeout(0.0)
         try:
-            return self._socket.send(data)  # nothing by gevent's, where the kernel takes nothing
-        finally:
-            self._socket.settimeout(WRITE_TIMEOUT)
+            sent: int = self._socket.send(data, 0, 0.0)  # type: ignore[call-arg]  # gevent's, with a timeout
+        except BlockingIOError:
+            return 0
+        return sent
 
     def _write(self, data: bytes) -> None:
         """As `sendall`, but asks each time: the process may have been stopped while the write waited."""
@@ -194,37 +194,26 @@ class Socket:
                 raise LinkLost(UNSURE)
             if time.monotonic() > deadline:
                 raise TimeoutError
-            data = data[self._socket.send(data) :]
+            data = data[self._send_at_once(data) :]
+            if data:
+                wait_write(self._socket.fileno(), WRITE_TIMEOUT, TimeoutError())
 
-    def _next_frame(self) -> ABNF:
-        try:
-            while True:
-                with suppress(TimeoutError):  # silence is judged by who sends the pings
-                    return self._frames.recv_frame()
-        except WebSocketPayloadException:
-            raise LinkLost(f"the platform sent more than {MAX_MESSAGE} bytes at once") from None
-        except WebSocketConnectionClosedException:
-            raise LinkLost("closed by the platform without a word") from None
-        except (WebSocketException, OSError) as error:
-            raise LinkLost(f"read failed: {type(error).__name__}") from None
-
-    def _receive(self, size: int) -> bytes:
-        """For the frame reader, which asks for each part of a frame: the socket is read once for all."""
-        if not self._read:
-            self._read = self._socket.recv(BLOCK_SIZE)
-            if not self._read:
-                raise WebSocketConnectionClosedException
-        data, self._read = self._read[:size], self._read[size:]
-        return data
-
-    def _drop(self, frame: ABNF) -> None:
-        self._incoming += len(frame.data)
+    def _drop(self, frame: Frame) -> None:
+        self._incoming += len(frame.payload)
         if self._incoming > MAX_MESSAGE:
             raise LinkLost(f"the platform sent more than {MAX_MESSAGE} bytes at once")
-        if frame.fin:
+        if frame.is_last:
             self._incoming = 0
 
-    def _answer_close(self, data: bytes) -> None:
+    def _answer(self) -> None:
+        asks, self._asks = self._asks, None
+        if asks is None:
+            return
+        if asks.opcode == CLOSE:
+            self._answer_close(asks.payload)
+        self.send(asks.payload, PONG)
+
+    def _answer_close(self, data: bytes) -> NoReturn:
         code = int.from_bytes(data[:2], "big") or NO_STATUS
         if not self._close_sent:
             self._send_close(NORMAL if code == NO_STATUS else code)
@@ -234,7 +223,7 @@ class Socket:
 
     def _send_close(self, code: int) -> None:
         self._close_sent = True
-        self.send(code.to_bytes(2, "big"), ABNF.OPCODE_CLOSE)
+        self.send(code.to_bytes(2, "big"), CLOSE)
 
 
 def open_link(url: str, token: str) -> tuple[socket, bytes]:

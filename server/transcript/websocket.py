@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import gevent
 import orjson
-from websocket import ABNF
 
 from .. import metrics
 from ..credentials import Credentials
@@ -19,6 +18,7 @@ from ..errors import StoreUnavailable
 from ..settings import Settings
 from ..sse import Token
 from .conversation import STORE_WAIT, Conversation, describe
+from .framing import PING, TEXT
 from .line import Delivery, Mark, Piece
 from .pieces import MAX_CHAR_BYTES, join, split
 from .socket import GOING_AWAY, NORMAL, LinkLost, Socket, way_to
@@ -174,7 +174,7 @@ class Link:
         texts = split(piece.text, self._max_chars, self._max_bytes) if piece.first == piece.last else [piece.text]
         for number, text in enumerate(texts, 1):
             part = f".{number}" if len(texts) > 1 else ""
-            self._socket.send(self._message(text, piece.turn_id, piece.first, piece.last, part), ABNF.OPCODE_TEXT)
+            self._socket.send(self._message(text, piece.turn_id, piece.first, piece.last, part), TEXT)
         self._note_sent(len(texts), len(piece.text), time.monotonic())
 
     def _message(self, text: str, turn_id: str, first: int, last: int, part: str = "") -> bytes:
@@ -201,7 +201,7 @@ class Link:
         if now - self._pinged_at >= wait:
             ping = self._next_ping(mark)
             self._note_ping(ping, now)
-            self._socket.send(ping.payload, ABNF.OPCODE_PING)
+            self._socket.send(ping.payload, PING)
             return
         self._conversation.wake_at = self._pinged_at + wait
         if not self._line:
@@ -225,17 +225,17 @@ class Link:
     def _read(self) -> None:
         """Takes the pongs until the link is lost, and says why it is."""
         try:
-            while True:
-                self._note_pong(self._socket.next_pong())
+            self._socket.read(self._note_pong)
         except Exception as error:  # noqa: BLE001 - the writer raises it again
             self._lost = describe(error)
             self._socket.interrupt()  # a write that waits for this link fails at once
             self._line.bell.ring()
 
-    def _note_pong(self, payload: bytes) -> None:
+    def _note_pong(self, payload: bytes) -> bool:
+        """See Socket.read; more is always wanted."""
         ping = self._ping
         if ping is None or payload != ping.payload:
-            return
+            return True
         self._ping = None
         self._conversation.note_success()
         if ping.mark is not None:
@@ -244,6 +244,7 @@ class Link:
             self._conversation.wake_at = self._pinged_at + CONFIRM_INTERVAL + TOKEN_GAP
         else:
             self._line.bell.ring()
+        return True
 
     def _break_off(self) -> None:
         self._socket.break_off()
