@@ -1,18 +1,21 @@
 """The way to a host: through the proxy that the environment names, with TLS, watched by the kernel."""
 
+import math
 import socket
+import time
 from base64 import b64encode
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from gevent.socket import create_connection
+import gevent.socket
 from requests.utils import get_environ_proxies, select_proxy
 
 from .settings import SettingsError
 from .tls import tls_context
 
 CONNECT_TIMEOUT = 5.0  # seconds; for TCP, for the proxy's answer and for TLS
+ADDRESS_LIFE = 10.0  # seconds that what a name stands for is taken as known: each look-up takes a thread
 # A dead connection sends nothing, so only the kernel's own questions and missing acknowledgements (RFC 5482) tell.
 WATCH = {
     "TCP_KEEPIDLE": 15,  # seconds of silence until the kernel asks whether the other side is there
@@ -47,7 +50,7 @@ class ProxyRefused(OSError):
 class Way:
     """How to reach one address. Found once: to search the environment and read a bundle takes milliseconds."""
 
-    def __init__(self, url: str, tunnel: bool) -> None:
+    def __init__(self, url: str, tunnel: bool, clock: Callable[[], float] = time.monotonic) -> None:
         """`tunnel` asks a proxy, where there is one, for a connection to the host (CONNECT).
 
         Raises SettingsError for a proxy that cannot be used.
@@ -58,6 +61,9 @@ class Way:
         self._context = tls_context() if parts.scheme in ("https", "wss") else None
         self.proxy = proxy_for(url)
         self.tunnel = tunnel
+        self._clock = clock
+        self._addresses: list[Any] = []  # as getaddrinfo gives them
+        self._known_until = -math.inf  # on the clock
 
     @property
     def authority(self) -> str:
@@ -71,8 +77,7 @@ class Way:
 
     def dial(self) -> socket.socket:
         """A connection to the address, without a timeout of its own. Raises OSError."""
-        place = (self.proxy.host, self.proxy.port) if self.proxy else (self._host, self._port)
-        sock: socket.socket = create_connection(place, CONNECT_TIMEOUT)
+        sock = self._connect()
         try:
             watch(sock)
             if self.proxy is not None and self.tunnel:
@@ -84,6 +89,35 @@ class Way:
             sock.close()
             raise
         return sock
+
+    def _connect(self) -> socket.socket:
+        """To the first address that answers. Raises OSError."""
+        failure = OSError("no address")
+        for family, kind, protocol, _, address in self._look_up():
+            sock: socket.socket = gevent.socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(CONNECT_TIMEOUT)
+                sock.connect(address)
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        self._known_until = -math.inf
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback leads here
+
+    def _look_up(self) -> list[Any]:
+        if self._clock() >= self._known_until:
+            host, port = (self.proxy.host, self.proxy.port) if self.proxy else (self._host, self._port)
+            self._addresses = gevent.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            self._known_until = self._clock() + ADDRESS_LIFE
+        return self._addresses
 
 
 def proxy_for(url: str) -> Proxy | None:
