@@ -14,8 +14,8 @@ from .tail import Tail
 FLUSH_INTERVAL = 0.25  # seconds; the most that kill -9 can lose
 WATCHED_INTERVAL = 0.05  # seconds; while someone on another worker follows the turn
 END_INTERVAL = 0.02  # seconds; of a turn that has ended: those that end together share a transaction
-SLACK = 0.05  # seconds; what is due so soon goes in the same transaction
-MAX_BATCHES = 500  # a transaction; to pack them takes some ten milliseconds, in which nothing else runs
+SLACK = 0.1  # seconds; what is due so soon goes in the same transaction
+MAX_BATCHES = 200  # a transaction; to pack them takes some milliseconds, in which nothing else runs
 STORE_RETRY = 0.5  # seconds until a store that is out of order is asked again
 
 
