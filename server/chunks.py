@@ -61,6 +61,9 @@ class ChunkReader:
         """
         if self.done:
             return []
+        is_one_event = data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2 and not self._rest
+        if is_one_event and (text := self._text_of(data[:-2])):
+            return [text]
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = b""
         deltas: list[Delta] = []
@@ -89,7 +92,7 @@ class ChunkReader:
         return deltas
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
-        if line.startswith(self._before) and line.endswith(self._behind) and (text := self._text_within(line)):
+        if text := self._text_of(line):
             deltas.append(text)
             return
         check_length(line)
@@ -98,8 +101,10 @@ class ChunkReader:
         if self._lessons and len(deltas) == known + 1 and type(deltas[-1]) is str and len(line) <= MAX_FORM:
             self._learn(line, deltas[-1])
 
-    def _text_within(self, line: bytes) -> str:
-        """The text of a line that is like one before; "" where its middle is not a plain string."""
+    def _text_of(self, line: bytes) -> str:
+        """The text of a line that is like one before; "" for any other, or where its middle is not a plain string."""
+        if not line.startswith(self._before) or not line.endswith(self._behind):
+            return ""
         try:
             text = orjson.loads(line[len(self._before) : -len(self._behind)])
         except orjson.JSONDecodeError:

@@ -234,16 +234,13 @@ class Turn:
             if self.state == "starting":
                 self._move("streaming")
             if texts:
-                self._note_texts(texts, now)
+                if self._measure.first is None:
+                    self._span.note("first_token")
+                self._measure.take(now, texts)
             self.tail.append(events)
             self._on_events(self.tail)
         if self._chars > MAX_ANSWER_CHARS:
             raise AnswerTooLong
-
-    def _note_texts(self, count: int, now: float) -> None:
-        if self._measure.first is None:
-            self._span.note("first_token")
-        self._measure.take(now, count)
 
     def _end(self, status: str, error: RelayError | None = None) -> None:
         self._move(status)

@@ -81,6 +81,9 @@ class Link:
         self._interval = settings.transcript_interval_ms / 1000
         self._max_plain = min(self._max_chars, self._max_bytes // MAX_CHAR_BYTES)  # characters, whatever they are
         self._has_ids = settings.transcript_message_id
+        # What stands around the text, which is the same in each message.
+        fields = {"conversationId": conversation.id, "type": "message", "role": "agent"}
+        self._head = orjson.dumps(fields)[:-1] + b',"text":'
         self._lost = ""
         self._ping: Ping | None = None
         self._pings = 0
@@ -178,10 +181,10 @@ class Link:
         self._note_sent(len(texts), len(piece.text), time.monotonic())
 
     def _message(self, text: str, turn_id: str, first: int, last: int, part: str = "") -> bytes:
-        message = {"conversationId": self._conversation.id, "type": "message", "text": text, "role": "agent"}
+        message = self._head + orjson.dumps(text)
         if self._has_ids:
-            message["id"] = f"{turn_id}:{first}-{last}{part}"
-        return orjson.dumps(message)
+            message += f',"id":"{turn_id}:{first}-{last}{part}"'.encode()
+        return message + b"}"
 
     def _note_sent(self, messages: int, characters: int, now: float) -> None:
         metrics.transcript_messages.inc(messages)
