@@ -228,7 +228,7 @@ def whole_chunks(data: bytes) -> bytes | None:
             return None
         contents.append(data[content:end])
         begin = end + 2
-    return contents[0] if len(contents) == 1 else b"".join(contents)
+    return b"".join(contents) or None
 
 
 def wants_no_more(body: bytes) -> bool:

@@ -99,6 +99,17 @@ def test_chunks_that_come_whole_pass_the_parser_by():
     assert reading.parsed <= 4
 
 
+def test_an_end_between_two_chunks_is_no_end_of_the_answer():
+    reading = Reading()
+    reading.send(HEAD + chunk(EVENT))
+    for _ in range(3):
+        reading.send(chunk(EVENT))
+    reading.gateway.close()
+    with pytest.raises(ConnectionResetError):
+        reading.finish()
+    assert b"".join(reading.read) == EVENT * 4
+
+
 def test_what_is_no_chunk_is_still_refused():
     reading = Reading()
     reading.send(HEAD + chunk(EVENT))
@@ -115,7 +126,7 @@ def test_what_is_no_chunk_is_still_refused():
         (b"5\r\nhello\r\n", b"hello"),
         (b"A\r\n0123456789\r\n", b"0123456789"),
         (b"1\r\na\r\n2\r\nbc\r\n", b"abc"),
-        (b"", b""),
+        (b"", None),
         (b"0\r\n\r\n", None),
         (b"05\r\nhello\r\n", None),
         (b"5;a=b\r\nhello\r\n", None),
