@@ -23,7 +23,7 @@ LOSS_SHARE = 0.8  # of a core, on the machines that are left when one of a cell 
 
 FLUSHES = 4.0  # a second, of a turn: FLUSH_INTERVAL
 WATCHED_FLUSHES = 20.0  # a second, of a turn that someone follows on another worker: WATCHED_INTERVAL
-ROUNDS = 20.0  # a second, of a worker, at most; each is one round trip: SLACK
+ROUNDS = 10.0  # a second, of a worker, at most; each is one round trip: SLACK
 CONFIRMS = 1.0  # a second, of a turn with a transcript: CONFIRM_INTERVAL
 TENDS = 2.0  # a second, of a worker, after all the others: RENEW_INTERVAL and FIND_INTERVAL
 IDLE_LINK = 60.0  # seconds that a link to the transcript stays after its text

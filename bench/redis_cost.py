@@ -29,7 +29,7 @@ from .layout import Load
 from .servers import Server
 
 TURNS = 500  # that are begun, kept and ended to learn what that costs; as many looks and empty round trips
-BATCH = 25  # scripts of a round trip: what is due within SLACK in a worker of some 250 streams
+BATCH = 100  # scripts of a round trip: what is due within SLACK in a worker of some 250 streams
 WORKERS = 32  # that look after one another, to learn what each costs the others
 PAUSE = 0.001  # seconds between two round trips: a Redis that is never idle is cheaper than one that is woken each time
 CURSORS = 64  # of the turns that such a look asks for, beside a look for one

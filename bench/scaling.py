@@ -71,7 +71,7 @@ MEASURED = {
     "redis_trip_us": ("CPU of redis-server for a round trip with nothing in it", "µs"),
     "redis_begin_us": ("to begin a turn", "µs"),
     "redis_claim_us": ("to claim its conversation", "µs"),
-    "redis_append_us": ("to keep a batch of a quarter of a second, one of 25 in a round trip", "µs"),
+    "redis_append_us": (f"to keep a batch of a quarter of a second, one of {BATCH} in a round trip", "µs"),
     "redis_confirm_us": ("to note what the transcript has, each second", "µs"),
     "redis_end_us": ("to end a turn, its transcript confirmed and its conversation given up", "µs"),
     "redis_look_us": ("to tell a worker of news of one turn", "µs"),
