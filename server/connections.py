@@ -103,7 +103,7 @@ class Answer(HTTPResponse):
         self._inlet: Inlet | None = None
         self._dirty = False
         self._take: Callable[[bytes], bool] = wants_no_more
-        self._is_between_chunks = False  # for sure
+        self._is_between_chunks = False  # whether the parser surely stands there
         self._body: list[bytes] = []  # what has come of it and no one has taken yet
 
     def ask(self, request: bytes) -> "Answer":
@@ -160,6 +160,7 @@ class Answer(HTTPResponse):
         return self._inlet
 
     def _receive(self) -> None:
+        self._is_between_chunks = False
         self._accept(self._open_inlet.read(BLOCK_SIZE))
 
     def _accept(self, data: bytes) -> None:
@@ -185,10 +186,10 @@ class Answer(HTTPResponse):
         """
         body = whole_chunks(data)
         if body is None or not self._is_between_chunks:
-            as_chunks = body
+            ours = body
             self._accept(data)
             body = self._take_body()
-            self._is_between_chunks = body == as_chunks and body.startswith(EVENT)
+            self._is_between_chunks = body == ours and body.startswith(EVENT)
         return (not body or self._take(body)) and not self.ended
 
     def _take_body(self) -> bytes:
@@ -216,6 +217,8 @@ def whole_chunks(data: bytes) -> bytes | None:
     begin = 0
     while begin < len(data):
         line_end = data.find(b"\r\n", begin)
+        if line_end < 0:
+            return None
         size = data[begin:line_end]
         try:
             count = int(size, 16)

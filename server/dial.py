@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import gevent.socket
+from gevent.lock import BoundedSemaphore
 from requests.utils import get_environ_proxies, select_proxy
 
 from .settings import SettingsError
@@ -64,6 +65,7 @@ class Way:
         self._clock = clock
         self._addresses: list[Any] = []  # as getaddrinfo gives them
         self._known_until = -math.inf  # on the clock
+        self._looking = BoundedSemaphore()
 
     @property
     def authority(self) -> str:
@@ -77,6 +79,13 @@ class Way:
 
     def dial(self) -> socket.socket:
         """A connection to the address, without a timeout of its own. Raises OSError."""
+        try:
+            return self._dial()
+        except OSError:
+            self._known_until = -math.inf  # another address may be better
+            raise
+
+    def _dial(self) -> socket.socket:
         sock = self._connect()
         try:
             watch(sock)
@@ -94,30 +103,34 @@ class Way:
         """To the first address that answers. Raises OSError."""
         failure = OSError("no address")
         for family, kind, protocol, _, address in self._look_up():
-            sock: socket.socket = gevent.socket.socket(family, kind, protocol)
             try:
-                sock.settimeout(CONNECT_TIMEOUT)
-                sock.connect(address)
+                return connect(family, kind, protocol, address)
             except OSError as error:
-                sock.close()
                 failure = error
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        self._known_until = -math.inf
         try:
             raise failure
         finally:
             del failure  # its traceback leads here
 
     def _look_up(self) -> list[Any]:
-        if self._clock() >= self._known_until:
-            host, port = (self.proxy.host, self.proxy.port) if self.proxy else (self._host, self._port)
-            self._addresses = gevent.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            self._known_until = self._clock() + ADDRESS_LIFE
-        return self._addresses
+        with self._looking:  # who comes meanwhile takes what the first one finds
+            if self._clock() >= self._known_until:
+                host, port = (self.proxy.host, self.proxy.port) if self.proxy else (self._host, self._port)
+                self._addresses = gevent.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                self._known_until = self._clock() + ADDRESS_LIFE
+            return self._addresses
+
+
+def connect(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    """Raises OSError, also where this machine has no such addresses."""
+    sock: socket.socket = gevent.socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(CONNECT_TIMEOUT)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def proxy_for(url: str) -> Proxy | None:

@@ -25,7 +25,8 @@ class Inlet:
         self._tls = sock if isinstance(sock, SSLSocket) else None
         self._watcher = get_hub().loop.io(sock.fileno(), READ)
         self._reader: Any = None  # the greenlet that waits
-        self._full_reads = 0
+        # What TLS has decrypted before makes no socket readable.
+        self._full_reads = int(self._tls is not None and self._tls.pending() > 0)
         self._take: Callable[[bytes], bool] | None = None
         self._size = 0  # bytes; of a read for `_take`
         self._failure: Exception | None = None  # that `_take` met

@@ -140,6 +140,8 @@ def test_what_is_no_chunk_is_still_refused():
         (b"5\r\nhello!!", None),
         (b"5\r\nhello\r\n5", None),
         (b"5\r", None),
+        (b"5\r\nhello\r\n7\r", None),
+        (b"5\r\nhello\r\n7x", None),
         (b"5\nhello\r\n", None),
     ],
 )

@@ -11,6 +11,7 @@ from .chaos.records import Event, Question, Reader, Reading, Turn
 
 QUESTION = Question("c", 0, 0.0, "a prompt", 4, 0, {}, (Reader("stays"), Reader("returns")), False, None)
 CUT = replace(QUESTION, fault={"fault": "cut", "after": 2})
+LIMITED = replace(QUESTION, fault={"fault": "rate_limited", "after": 1, "calls": 2})
 DEAD = Event(50, "error", {"error": "It died.", "code": "interrupted"})
 INTERRUPTED = Event(51, "done", {"status": "interrupted"})
 
@@ -54,6 +55,14 @@ KEPT_PROMISES = {
         0,
         meanwhile=["login"],
         code="credentials_rejected",
+    ),
+    "an outage took the other tries": turn(
+        [Event(1, "error", {"code": "rate_limited"}), done(2, "failed")],
+        "failed",
+        0,
+        LIMITED,
+        meanwhile=["outage"],
+        code="rate_limited",
     ),
     "its worker was killed": turn([*tokens(0, 1), DEAD, INTERRUPTED], "interrupted", 2, meanwhile=["kill"]),
     "its worker was killed before it kept the last token": turn(
@@ -114,6 +123,10 @@ VIOLATIONS = {
     "failed for nothing": (
         turn([Event(1, "error", {}), done(2, "failed")], "failed", 0, code="gateway_unavailable"),
         "failed with gateway_unavailable",
+    ),
+    "failed though it had tries left": (
+        turn([Event(1, "error", {}), done(2, "failed")], "failed", 0, LIMITED, meanwhile=["kill"], code="rate_limited"),
+        "failed with rate_limited",
     ),
     "failed otherwise than its gateway": (
         turn([Event(1, "error", {}), done(2, "failed")], "failed", 0, CUT, code="internal_error"),

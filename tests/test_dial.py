@@ -2,6 +2,7 @@
 
 import socket
 
+import gevent
 import gevent.socket
 import pytest
 
@@ -54,6 +55,31 @@ def test_the_next_address_is_tried_where_one_does_not_answer(host, names):
     for _ in range(2):
         with way.dial() as sock:
             assert sock.getpeername() == host.getsockname()
+    assert len(found) == 1
+
+
+def test_the_next_address_is_tried_where_this_machine_has_none_of_that_kind(host, monkeypatch):
+    port = host.getsockname()[1]
+    answers = [
+        (socket.AF_X25, socket.SOCK_STREAM, 0, "", ("00", port)),
+        (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)),
+    ]
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *names, **options: answers)
+    Way(f"http://gateway.test:{port}", tunnel=False).dial().close()
+
+
+def test_those_who_dial_at_once_look_up_once(host, monkeypatch):
+    found = []
+
+    def look_up(name, port, **options):
+        found.append(name)
+        gevent.sleep(0.01)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(gevent.socket, "getaddrinfo", look_up)
+    way = Way(f"http://gateway.test:{host.getsockname()[1]}", tunnel=False)
+    for dialling in [gevent.spawn(way.dial) for _ in range(10)]:
+        dialling.get(timeout=5).close()
     assert len(found) == 1
 
 

@@ -46,6 +46,8 @@ class Slow:
 class World:
     """The only worker, and a platform that takes everything at once."""
 
+    hurries = False
+
     def __init__(self):
         self.journal = MemoryJournal("worker", 60, 60)
         self.journal.renew()

@@ -30,10 +30,11 @@ NEWS_LIMIT = 512  # events of one turn that `news` brings at once, about
 FAR = 1 << 62  # behind every cursor
 DEAD_WORKER = 60.0  # seconds after its lease that a worker's row goes, and those of what it held
 COLUMNS = "id, conversation, caller, began, fingerprint, status, last_id, reach, ended, mirrored"  # of Entry, in order
-# How far a turn is that runs: its batches tell. To write it at each flush as well took a third of what the flush took.
-KEPT = "CASE status WHEN 'running' THEN coalesce((SELECT max(last_id) FROM batches WHERE turn = turns.id), 0) + {} "
-LAST_ID = KEPT.format(0) + "ELSE last_id END"
-REACH = KEPT.format(AHEAD) + "ELSE reach END"
+# How far a turn is that runs, its batches tell; to write it at each flush as well took a third of what the flush took.
+# In the table it counts once the turn has ended.
+KEPT = "coalesce((SELECT max(last_id) FROM batches WHERE turn = turns.id), 0)"
+LAST_ID = f"CASE status WHEN 'running' THEN {KEPT} ELSE last_id END"
+REACH = f"CASE status WHEN 'running' THEN {KEPT} + {AHEAD} ELSE reach END"
 ENTRY = f"id, conversation, caller, began, fingerprint, status, {LAST_ID}, {REACH}, ended, mirrored"  # as it is read
 MINE = "turns.id = row.column1 AND worker = ? AND status = 'running'"
 ROWS = 32  # that one statement writes; more save nothing

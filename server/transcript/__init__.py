@@ -235,7 +235,7 @@ class Transcript:
         self._receipts[receipt.turn_id] = conversation, receipt
         if receipt.whole and conversation.has_more and len(line) < WINDOW // 2:
             self._noted.add(conversation.id)
-        if receipt.whole:
+        if receipt.whole or self._sink.hurries:
             self._bell.ring()
         # All others wait for the next tick, or go along: a transaction for each few would cost what a token does.
 

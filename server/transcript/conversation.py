@@ -40,6 +40,8 @@ class Refused(Exception):
 class Sink(Protocol):
     """A way into the transcript."""
 
+    hurries: bool  # whether each receipt is stored at once, or four times a second: kill -9 repeats what is not stored
+
     def carry(self, conversation: "Conversation") -> None:
         """Sends what comes, until it has rested for long or the conversation wants to leave.
 

@@ -1,6 +1,6 @@
 """The opening handshake (RFC 6455, 4.1 and 4.2.2). No I/O.
 
-websocket-client has one too, but it reads byte by byte, which keeps a worker from its other streams for half a
+websocket-client has one, but it reads byte by byte, which keeps a worker from its other streams for half a
 millisecond; it shares cookies among all links, has rules of its own for proxies, and bounds no answer.
 """
 

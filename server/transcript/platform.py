@@ -34,6 +34,8 @@ RATE_PAUSE = 5.0  # seconds without a request when the limit is reached and noth
 class Platform:
     """See `Sink`."""
 
+    hurries = True  # what is posted again is a whole message
+
     def __init__(self, settings: Settings, credentials: Credentials) -> None:
         self._api = PlatformApi(settings.genesys_api_url, credentials)
         self._pace = Pace(settings.transcript_requests_per_minute // settings.web_concurrency)

@@ -113,7 +113,7 @@ class Socket:
     def read(self, take_pong: Callable[[bytes], bool]) -> None:
         """Gives what each pong carries to `take_pong`, until that says False; answers pings, drops texts.
 
-        It is called in the hub, as a rule, and must not wait. Raises LinkLost.
+        `take_pong` is called in the hub, as a rule, and must not wait. Raises LinkLost.
         """
         wants_more = True
 

@@ -35,6 +35,8 @@ ENVELOPE = 1024  # bytes of a message beside its text: conversation, role, id
 class Websocket:
     """See `Sink`."""
 
+    hurries = False
+
     def __init__(self, settings: Settings, credentials: Credentials) -> None:
         """Raises SettingsError for a proxy that cannot be used."""
         way_to(settings.genesys_transcript_url)

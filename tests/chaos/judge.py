@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..transcripts import faults_of
-from .records import ENDLESS, OTHERS_CODES, Event, Question, Reading, Turn
+from .records import CODES_IN_OUTAGE, ENDLESS, OTHERS_CODES, Event, Question, Reading, Turn
 
 DEADLY = {"kill", "stop"}  # only these may end a turn with `interrupted`
 STORE = {"store", "disk full", "redis restart"}
@@ -33,10 +33,16 @@ def of_end(turn: Turn) -> Iterator[str]:
     elif status == "interrupted":
         if not turn.meanwhile & DEADLY:
             yield f"interrupted, though no worker died; meanwhile: {sorted(turn.meanwhile)}"
-    elif code != turn.question.code and not any(
-        code in OTHERS_CODES[kind] for kind in turn.meanwhile if kind in OTHERS_CODES
-    ):
+    elif code not in codes_of(turn):
         yield f"{status} with {code}, asked for was {turn.question.fault}; meanwhile: {sorted(turn.meanwhile)}"
+
+
+def codes_of(turn: Turn) -> set[str | None]:
+    """By which it may fail."""
+    codes = {turn.question.code}.union(*(OTHERS_CODES.get(kind, set()) for kind in turn.meanwhile))
+    if "outage" in turn.meanwhile:
+        codes.add(CODES_IN_OUTAGE.get(turn.question.fault.get("fault", "")))
+    return codes
 
 
 def of_reading(turn: Turn, reading: Reading) -> Iterator[str]:

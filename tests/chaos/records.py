@@ -24,6 +24,8 @@ CODES = {
     "endless": "answer_too_long",
     "flood": "turn_timed_out",
 }
+# How it ends where an outage has taken the tries that this one would have left. The others look like the outage itself.
+CODES_IN_OUTAGE = {"rate_limited": "rate_limited"}
 # What a turn without a fault of its own may fail by while these happen.
 OTHERS_CODES = {
     "login": {"credentials_rejected", "credentials_unavailable"},
