@@ -100,6 +100,17 @@ def test_a_thread_that_was_ended_is_followed_by_another(held):
     assert held.group.call(2) == 4
 
 
+def test_a_call_that_has_not_begun_when_the_thread_is_ended_is_made_once(held, capsys):
+    held.let.set()
+    assert held.group.call(1) == 2
+    late = gevent.spawn(held.group.call, 2)
+    ending = gevent.spawn(held.group.end)  # runs before the call begins, which waits for all that are ready
+    assert late.get(timeout=10) == 4
+    assert ending.ready()
+    assert held.groups == [[1], [2]]
+    assert capsys.readouterr().err == "", "the event loop met no error"
+
+
 def test_many_writes_take_few_transactions(channel):
     begun = []
     channel.read(lambda connection: connection.set_trace_callback(begun.append))

@@ -27,13 +27,11 @@ class Group(Generic[A, R]):
         self._waiting: list[tuple[A, Waiter[R]]] = []
         self._under_way: list[tuple[A, Waiter[R]]] = []  # the thread's, from `_begun` until `_ended`
         self._results: Sequence[R] = ()
-        self._begun: Any = None  # a lock that the thread waits for
+        self._begun: Any = None  # a lock that the thread waits for; None once it has been ended
         self._ended: Any = None  # a watcher that fires in the event loop
 
     def call(self, argument: A) -> R:
         """Returns this argument's result, whoever else is killed meanwhile."""
-        if self._begun is None:
-            self._start()
         waiter: Waiter[R] = Waiter()
         self._waiting.append((argument, waiter))
         if not self._under_way and len(self._waiting) == 1:
@@ -43,10 +41,10 @@ class Group(Generic[A, R]):
         return waiter.get()  # type: ignore[no-any-return]  # gevent has no types for it
 
     def end(self) -> None:
-        """Ends the thread, once nothing is under way; a later call starts another one."""
-        if self._begun is not None:
-            self._begun.release()
-            self._begun = None
+        """Ends the thread, once nothing is under way; a call that waits, or comes later, starts another one."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.release()
 
     def _start(self) -> None:
         begun, ended = make_lock(), get_hub().loop.async_()
@@ -55,13 +53,15 @@ class Group(Generic[A, R]):
         self._begun, self._ended = begun, ended
 
     def _begin(self) -> None:
+        if self._begun is None:
+            self._start()
         self._under_way, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
         self._ended.start(self._deliver)
         self._begun.release()
 
     def _serve(self, begun: Any, ended: Any) -> None:
         """In the thread. It and the greenlets take turns with what they share: no lock is needed."""
-        while begun.acquire() and self._under_way:
+        while begun.acquire() and self._begun is begun:  # else it has been ended, and maybe followed by another
             self._results = self._run([argument for argument, _ in self._under_way])
             ended.send()
 
