@@ -1,4 +1,4 @@
-"""The body of the gateway's answer: what is read past the HTTP parser is what the parser would have read."""
+"""The body of the gateway's answer, in chunks: read as it was sent, and only what ends it is its end."""
 
 import gevent
 import gevent.socket
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.connections import Answer, whole_chunks
+from server.connections import Answer
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
@@ -36,14 +36,6 @@ class Reading:
         ours, self.gateway = gevent.socket.socketpair()
         self._answer = Answer(ours, lambda sock: sock.close())
         self.read = []
-        self.parsed = 0  # how often the parser got something
-        parse = self._answer.feed
-
-        def feed(data):
-            self.parsed += 1
-            parse(data)
-
-        self._answer.feed = feed
         self.greenlet = gevent.spawn(self._read)
 
     def _read(self):
@@ -76,7 +68,7 @@ def test_a_body_is_read_as_it_was_sent_however_it_is_cut(contents, data):
     ends = [0]
     for content, size in zip(contents, sizes, strict=True):
         ends.append(ends[-1] + len(chunk(content, size)))
-    # At the ends of chunks, where the shorter way begins, and anywhere.
+    # At the ends of chunks, and anywhere.
     cuts = sorted(data.draw(st.lists(st.sampled_from(ends) | st.integers(0, len(sent)), max_size=12)))
     reading = Reading()
     reading.send(HEAD)
@@ -85,18 +77,6 @@ def test_a_body_is_read_as_it_was_sent_however_it_is_cut(contents, data):
             reading.send(sent[begin:end])
     reading.finish()
     assert b"".join(reading.read) == b"".join(contents)
-
-
-def test_chunks_that_come_whole_pass_the_parser_by():
-    reading = Reading()
-    reading.send(HEAD + chunk(EVENT))
-    for _ in range(20):
-        reading.send(chunk(EVENT))
-    reading.send(chunk(EVENT) * 3)
-    reading.send(b"0\r\n\r\n")
-    reading.finish()
-    assert b"".join(reading.read) == EVENT * 24
-    assert reading.parsed <= 4
 
 
 def test_an_end_between_two_chunks_is_no_end_of_the_answer():
@@ -118,32 +98,3 @@ def test_what_is_no_chunk_is_still_refused():
     reading.send(b"zz\r\n")
     with pytest.raises(Exception, match="chunk size"):
         reading.finish()
-
-
-@pytest.mark.parametrize(
-    ("data", "content"),
-    [
-        (b"5\r\nhello\r\n", b"hello"),
-        (b"A\r\n0123456789\r\n", b"0123456789"),
-        (b"1\r\na\r\n2\r\nbc\r\n", b"abc"),
-        (b"", None),
-        (b"0\r\n\r\n", None),
-        (b"05\r\nhello\r\n", None),
-        (b"5;a=b\r\nhello\r\n", None),
-        (b"+5\r\nhello\r\n", None),
-        (b" 5\r\nhello\r\n", None),
-        (b"0x5\r\nhello\r\n", None),
-        (b"-1\r\n\r\n", None),
-        (b"5\r\nhell", None),
-        (b"5\r\nhello", None),
-        (b"5\r\nhello\r", None),
-        (b"5\r\nhello!!", None),
-        (b"5\r\nhello\r\n5", None),
-        (b"5\r", None),
-        (b"5\r\nhello\r\n7\r", None),
-        (b"5\r\nhello\r\n7x", None),
-        (b"5\nhello\r\n", None),
-    ],
-)
-def test_whole_chunks_are_told_from_all_else(data, content):
-    assert whole_chunks(data) == content
