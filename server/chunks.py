@@ -61,6 +61,7 @@ class ChunkReader:
         """
         if self.done:
             return []
+        # As a rule; to split it into lines first takes a fifth longer.
         is_one_event = data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2 and not self._rest
         if is_one_event and (text := self._text_of(data[:-2])):
             return [text]

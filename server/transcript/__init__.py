@@ -237,7 +237,7 @@ class Transcript:
             self._noted.add(conversation.id)
         if receipt.whole or self._sink.hurries:
             self._bell.ring()
-        # All others wait for the next tick, or go along: a transaction for each few would cost what a token does.
+        # All others wait for the next tick, or go along: one transaction for many.
 
     def _note_end(self, conversation: Conversation) -> None:
         del self._open[conversation.id]

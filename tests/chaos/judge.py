@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..transcripts import faults_of
-from .records import CODES_IN_OUTAGE, ENDLESS, OTHERS_CODES, Event, Question, Reading, Turn
+from .records import ENDLESS, OTHERS_CODES, UNLIKE_OUTAGES, Event, Question, Reading, Turn
 
 DEADLY = {"kill", "stop"}  # only these may end a turn with `interrupted`
 STORE = {"store", "disk full", "redis restart"}
@@ -41,7 +41,7 @@ def codes_of(turn: Turn) -> set[str | None]:
     """By which it may fail."""
     codes = {turn.question.code}.union(*(OTHERS_CODES.get(kind, set()) for kind in turn.meanwhile))
     if "outage" in turn.meanwhile:
-        codes.add(CODES_IN_OUTAGE.get(turn.question.fault.get("fault", "")))
+        codes |= UNLIKE_OUTAGES & {turn.question.fault.get("fault")}
     return codes
 
 

@@ -24,14 +24,15 @@ CODES = {
     "endless": "answer_too_long",
     "flood": "turn_timed_out",
 }
-# How it ends where an outage has taken the tries that this one would have left. The others look like the outage itself.
-CODES_IN_OUTAGE = {"rate_limited": "rate_limited"}
 # What a turn without a fault of its own may fail by while these happen.
 OTHERS_CODES = {
     "login": {"credentials_rejected", "credentials_unavailable"},
     "outage": {"gateway_unavailable", "answer_cut", "credentials_unavailable"},
     "expiry": {"gateway_unauthorized"},
 }
+# Faults that pass after some tries, and end a turn by their own code where an outage has taken the others. Those that
+# look like an outage themselves are among its codes above.
+UNLIKE_OUTAGES = {"rate_limited"}
 
 
 @dataclass(frozen=True, slots=True)
